@@ -1,0 +1,1 @@
+"""Build and run an MLOps platform on your own hardware."""
