@@ -1,0 +1,83 @@
+"""How a role calls an operation.
+
+Operations are written like pyinfra's own: generators that read facts first and then yield the commands that are
+needed, none when nothing is. Roles call them through `@operation`, which adds what pyinfra leaves to the caller: what
+the operation is for, a record of what it did, and, in a plan, a record of what it would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol
+
+from pyinfra import host
+from pyinfra.api.command import StringCommand
+from pyinfra.api.operation import operation as pyinfra_operation
+
+from onprem_mlops.events import Diff
+
+P = ParamSpec("P")
+RUN = "onprem_mlops.run"
+"""Key of the node's runner in pyinfra's `host.connector_data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an operation did. In a plan: what it would do, with empty output."""
+
+    changed: bool
+    stdout: str = ""
+
+
+class Command(StringCommand):
+    """A shell command, with what a person should know about it.
+
+    Args:
+        text: the command. It must hold no secret: those go through `stdin`.
+        stdin: text for its standard input; never shown.
+        diff: the file that the command changes, before and after.
+        timeout: seconds after which the command's process group is killed.
+    """
+
+    def __init__(
+        self, text: str, *, stdin: str | None = None, diff: Diff | None = None, timeout: int | None = None
+    ) -> None:
+        arguments: dict[str, Any] = {}
+        if stdin is not None:
+            arguments["_stdin"] = stdin
+        if timeout is not None:
+            arguments["_timeout"] = timeout
+        super().__init__(text, **arguments)
+        self.diff = diff
+
+
+class Runner(Protocol):
+    """Carries out operations on the node that is the current pyinfra host."""
+
+    def perform(
+        self,
+        operation: Callable[..., Any],
+        generator: Callable[..., Iterator[Command]],
+        purpose: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Outcome: ...
+
+
+def operation(function: Callable[P, Iterator[Command]]) -> Callable[Concatenate[str, P], Outcome]:
+    """Make a generator of commands an operation that roles call with its purpose as first argument."""
+    wrapped = pyinfra_operation()(function)
+
+    @wraps(function)
+    def call(purpose: str, /, *args: P.args, **kwargs: P.kwargs) -> Outcome:
+        runner: Runner | None = host.connector_data.get(RUN)
+        if runner is not None:
+            return runner.perform(wrapped, function, purpose, args, kwargs)
+        # Under plain pyinfra there is no runner: the operation runs as any other of pyinfra's.
+        done = wrapped(*args, name=purpose, **kwargs)  # type: ignore[call-arg]
+        return Outcome(done.did_change(), done.stdout)
+
+    call.generator = function  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,142 @@
+"""Files, directories and links on a node. Every write is atomic and has its mode before it has its name."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator
+
+from pyinfra import host
+
+from onprem_mlops.engine.facts import File, FileState, FileText
+from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.events import Diff
+from onprem_mlops.site import Hidden
+from onprem_mlops.steps import PublishedFile
+
+DIFF_LIMIT = 64_000
+"""Bytes above which a file's content is not shown in a diff."""
+
+
+@operation
+def content(
+    path: str,
+    text: str | bytes | Hidden,
+    *,
+    mode: str = "644",
+    owner: str = "root",
+    group: str = "root",
+    secret: bool = False,
+) -> Iterator[Command]:
+    """A file with exactly this content. A `Hidden` text, or `secret`, is never shown in a diff.
+
+    The content travels over standard input, into a file beside the final one that nobody else may read until it has
+    its owner and mode; then it takes its name.
+    """
+    hidden = secret or isinstance(text, Hidden)
+    data = text.reveal() if isinstance(text, Hidden) else text
+    raw = data.encode() if isinstance(data, str) else data
+    now: FileState = host.get_fact(File, path=path)
+    wanted = FileState("file", mode.lstrip("0"), owner, group, len(raw), hashlib.sha256(raw).hexdigest())
+    if now == wanted:
+        return
+    yield from _out_of_the_way(path, now)
+    if now.kind == "file" and now.sha256 == wanted.sha256:
+        yield from _attributes(path, now, mode, owner, group)
+        return
+    target, temporary = shlex.quote(path), shlex.quote(f"{path}.mlops-new")
+    yield Command(
+        f"umask 077 && mkdir -p -m 755 {shlex.quote(_parent(path))} && base64 -d >{temporary} "
+        f"&& chown {shlex.quote(f'{owner}:{group}')} {temporary} && chmod {mode} {temporary} "
+        f"&& sync {temporary} && mv -fT {temporary} {target}",
+        stdin=base64.encodebytes(raw).decode() or "\n",
+        diff=_diff(path, now, raw, hidden),
+    )
+
+
+def _parent(path: str) -> str:
+    return path.rsplit("/", 1)[0] or "/"
+
+
+def _diff(path: str, now: FileState, raw: bytes, hidden: bool) -> Diff:
+    if hidden:
+        return Diff(path, None, None, secret=True)
+    readable = now.kind == "file" and now.size <= DIFF_LIMIT and len(raw) <= DIFF_LIMIT
+    before = host.get_fact(FileText, path=path) if readable else None
+    try:
+        after = raw.decode() if len(raw) <= DIFF_LIMIT else None
+    except UnicodeDecodeError:
+        after = None
+    return Diff(path, before, after)
+
+
+def _out_of_the_way(path: str, now: FileState) -> Iterator[Command]:
+    if now.kind == "directory":
+        # A directory where a file belongs is somebody's data: rmdir fails unless it is empty.
+        yield Command(f"rmdir {shlex.quote(path)}")
+
+
+def _attributes(path: str, now: FileState, mode: str, owner: str, group: str) -> Iterator[Command]:
+    quoted = shlex.quote(path)
+    if (now.owner, now.group) != (owner, group):
+        yield Command(f"chown -h {shlex.quote(f'{owner}:{group}')} {quoted}")
+    if now.mode != mode.lstrip("0"):
+        yield Command(f"chmod {mode} {quoted}")
+
+
+@operation
+def directory(path: str, *, mode: str = "755", owner: str = "root", group: str = "root") -> Iterator[Command]:
+    """A directory with this owner and mode; its parents are made with mode 755."""
+    now: FileState = host.get_fact(File, path=path)
+    if now.kind != "directory":
+        who, quoted = f"-o {shlex.quote(owner)} -g {shlex.quote(group)}", shlex.quote(path)
+        yield Command(f"install -d -m {mode} {who} {quoted}")
+        return
+    yield from _attributes(path, now, mode, owner, group)
+
+
+@operation
+def link(path: str, target: str) -> Iterator[Command]:
+    """A symbolic link to `target`."""
+    now: FileState = host.get_fact(File, path=path)
+    if now.kind != "link" or now.target != target:
+        yield Command(
+            f"ln -sfnT {shlex.quote(target)} {shlex.quote(path)}", diff=Diff(path, now.target or None, target)
+        )
+
+
+@operation
+def absent(*paths: str, recursive: bool = False) -> Iterator[Command]:
+    """Nothing at these paths. A directory that holds something needs `recursive`."""
+    for path in paths:
+        now: FileState = host.get_fact(File, path=path)
+        if now.kind == "absent":
+            continue
+        tool = "rm -rf" if recursive else ("rmdir" if now.kind == "directory" else "rm -f")
+        yield Command(f"{tool} -- {shlex.quote(path)}")
+
+
+@operation
+def download(path: str, source: PublishedFile, *, authority: str, mode: str = "755") -> Iterator[Command]:
+    """A file of the artifact store, fetched by the node from the mirror and checked before it takes its name.
+
+    Args:
+        path: where it goes.
+        source: what the store publishes (`ctx.file(...)`).
+        authority: path on the node of the site authority's certificate, which the mirror must be signed by.
+        mode: its mode; it belongs to root.
+    """
+    now: FileState = host.get_fact(File, path=path)
+    if now.kind == "file" and now.sha256 == source.sha256:
+        yield from _attributes(path, now, mode, "root", "root")
+        return
+    target, temporary = shlex.quote(path), shlex.quote(f"{path}.mlops-new")
+    yield Command(
+        f"mkdir -p {shlex.quote(_parent(path))} && rm -f {temporary} "
+        f"&& curl --fail --silent --show-error --retry 3 --retry-connrefused --connect-timeout 10 --max-time 900 "
+        f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
+        f"&& echo '{source.sha256}  '{temporary} | sha256sum -c --quiet - "
+        f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
+        f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}"
+    )

@@ -1,0 +1,63 @@
+"""systemd units. A service restarts because its start is older than its configuration, not because this run wrote it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from pyinfra import host
+
+from onprem_mlops.engine.facts import NewestChange, Unit, UnitState
+from onprem_mlops.engine.operation import Command, operation
+
+
+@operation
+def service(
+    unit: str, *, configuration: tuple[str, ...] = (), enabled: bool = True, running: bool = True
+) -> Iterator[Command]:
+    """A service that is enabled and runs with the configuration that is on disk.
+
+    Args:
+        unit: its name, with suffix, e.g. `containerd.service`.
+        configuration: files that it reads when it starts. If one of them, or its unit file, is newer than the
+            service's start, it is restarted. A run that died between a file and its restart thus heals in the next.
+        enabled: whether it starts at boot.
+        running: whether it runs now; False stops it.
+    """
+    now: UnitState = host.get_fact(Unit, unit=unit)
+    name = shlex.quote(unit)
+    if now.stale or now.load == "not-found":
+        yield Command("systemctl daemon-reload")
+    if enabled and now.enabled in ("disabled", ""):
+        yield Command(f"systemctl enable --quiet {name}")
+    if not enabled and now.enabled == "enabled":
+        yield Command(f"systemctl disable --quiet {name}")
+    yield from _run_state(unit, now, configuration, running)
+
+
+def _run_state(unit: str, now: UnitState, configuration: tuple[str, ...], running: bool) -> Iterator[Command]:
+    show = f"systemctl status --no-pager --lines=20 {shlex.quote(unit)} >&2; exit 1"
+    if not running:
+        if now.active in ("active", "activating", "reloading"):
+            yield Command(f"systemctl stop {shlex.quote(unit)}", timeout=300)
+        return
+    if now.active != "active":
+        yield Command(f"systemctl start {shlex.quote(unit)} || {{ {show}; }}", timeout=300)
+        return
+    changed = host.get_fact(NewestChange, paths=configuration) if configuration else 0.0
+    if now.stale or changed > now.started:
+        yield Command(f"systemctl restart {shlex.quote(unit)} || {{ {show}; }}", timeout=300)
+
+
+@operation
+def gone(unit: str) -> Iterator[Command]:
+    """A unit that neither runs nor starts at boot. Its file is removed by whoever wrote it."""
+    now: UnitState = host.get_fact(Unit, unit=unit)
+    if now.load == "not-found":
+        return
+    if now.active in ("active", "activating", "reloading", "failed") or now.enabled == "enabled":
+        yield Command(
+            f"systemctl disable --now --quiet {shlex.quote(unit)}; systemctl reset-failed {shlex.quote(unit)} "
+            "2>/dev/null; true",
+            timeout=300,
+        )

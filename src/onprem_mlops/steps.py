@@ -1,0 +1,210 @@
+"""What a role does on nodes: steps, removals, and the context that they receive. Pure: nothing here touches a node."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
+
+import jinja2
+
+from onprem_mlops.roles import Certificate, Opening, RoleSettings
+from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
+
+S = TypeVar("S", bound=RoleSettings)
+StepFunction = Callable[..., Any]
+Only = Literal["first", "rest"]
+
+
+class KnownLater(Exception):
+    """A plan met a value that only an unexecuted step can give."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(f"known after {step}")
+        self.step = step
+
+
+class Pending:
+    """The value of a step that a plan did not execute. Touching it raises KnownLater."""
+
+    def __init__(self, step: str) -> None:
+        object.__setattr__(self, "_step", step)
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise KnownLater(object.__getattribute__(self, "_step"))
+
+    def __str__(self) -> NoReturn:
+        raise KnownLater(object.__getattribute__(self, "_step"))
+
+    __bool__ = __iter__ = __getitem__ = __format__ = __len__ = __call__ = __str__  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One role function and where it runs."""
+
+    name: str
+    function: StepFunction
+    on: tuple[str, ...]
+    only: Only | None
+    after: tuple[str, ...]
+    order: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the steps of the same role whose values the function takes."""
+        return tuple(inspect.signature(self.function).parameters)[1:]
+
+
+def step(
+    *, on: str | tuple[str, ...], only: Only | None = None, after: tuple[str, ...] = ()
+) -> Callable[[StepFunction], StepFunction]:
+    """Declare a function of a role's `deploy.py` as a step.
+
+    Args:
+        on: group or groups of nodes, or "all".
+        only: "first" for the group's first node, "rest" for all but it. None for each.
+        after: steps of the same role that must be done on all their nodes. Steps named by parameters are implied.
+    """
+    return _mark("__step__", on, only, after)
+
+
+def removal(*, on: str | tuple[str, ...]) -> Callable[[StepFunction], StepFunction]:
+    """Declare a function of a role's `deploy.py` that takes the role off a node. Last declared runs first."""
+    return _mark("__removal__", on, None, ())
+
+
+def _mark(
+    attribute: str, on: str | tuple[str, ...], only: Only | None, after: tuple[str, ...]
+) -> Callable[[StepFunction], StepFunction]:
+    groups = (on,) if isinstance(on, str) else on
+
+    def mark(function: StepFunction) -> StepFunction:
+        order = function.__code__.co_firstlineno
+        setattr(function, attribute, Step(function.__name__, function, groups, only, after, order))
+        return function
+
+    return mark
+
+
+def steps_of(module: object, attribute: Literal["__step__", "__removal__"] = "__step__") -> tuple[Step, ...]:
+    """The steps (or removals) that a role's `deploy.py` declares, in the order written."""
+    found = [getattr(value, attribute) for value in vars(module).values() if hasattr(value, attribute)]
+    return tuple(sorted(found, key=lambda one: one.order))
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file of the artifact store as the mirror serves it."""
+
+    url: str
+    path: str
+    """Below the mirror's root, e.g. `files/kubernetes/v1.36.3/kubelet`."""
+    sha256: str
+    size: int
+    version: str
+
+
+class Published(Protocol):
+    """What the artifact store offers to roles."""
+
+    def file(self, artifact: str, filename: str) -> PublishedFile: ...
+
+    def image(self, artifact: str) -> str: ...
+
+    def version(self, artifact: str) -> str: ...
+
+
+class Material(Protocol):
+    """Secrets and certificates of the site."""
+
+    def secret(self, role: str, name: str) -> Hidden: ...
+
+    def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate: ...
+
+    @property
+    def authority_pem(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Context(Generic[S]):
+    """What a step knows: the site, its node, its settings, and what the site holds for it."""
+
+    site: Site
+    node: Node
+    role: str
+    settings: S
+    folder: Path
+    artifacts: Published
+    material: Material
+    planning: bool
+    site_openings: Mapping[str, tuple[Opening, ...]] = field(repr=False)
+    names: Mapping[str, IPv4Address] = field(repr=False)
+    state: Path = field(repr=False)
+    """The site's state folder on the controller (kubeconfig and the like)."""
+
+    @property
+    def openings(self) -> tuple[Opening, ...]:
+        """What all roles together open on this node."""
+        return self.site_openings[self.node.name]
+
+    @property
+    def authority_pem(self) -> str:
+        """The certificate of the site's authority."""
+        return self.material.authority_pem
+
+    def nodes(self, group: str) -> tuple[Node, ...]:
+        """The nodes of a group, in the order of the site file."""
+        return self.site.in_group(group)
+
+    def secret(self, name: str) -> Hidden:
+        """A secret that this role's settings declare."""
+        return self.material.secret(self.role, name)
+
+    def certificate(self, name: str) -> IssuedCertificate:
+        """A certificate that this role's settings declare for this node, renewed if it was due."""
+        wanted = {one.name: one for one in self.settings.certificates(self.site, self.node)}
+        return self.material.certificate(self.role, self.node, wanted[name])
+
+    def file(self, artifact: str, filename: str) -> PublishedFile:
+        """Where the mirror serves a file of the store, and its checksum."""
+        return self.artifacts.file(artifact, filename)
+
+    def image(self, artifact: str) -> str:
+        """The upstream reference of an image, e.g. `registry.k8s.io/pause:3.10.1`."""
+        return self.artifacts.image(artifact)
+
+    def settings_of(self, role: str) -> Any:
+        """Another role's settings: what a role declares is open to all, its folder is not."""
+        return self.site.settings_of(role)
+
+    def render(self, template: str, **values: Any) -> str:
+        """Render a template of this role; `site`, `node` and `settings` are always there."""
+        return self._templates.get_template(template).render(
+            site=self.site, node=self.node, settings=self.settings, **values
+        )
+
+    @cached_property
+    def _templates(self) -> jinja2.Environment:
+        return _environment(self.folder / "templates")
+
+
+_environments: dict[Path, jinja2.Environment] = {}
+
+
+def _environment(folder: Path) -> jinja2.Environment:
+    # One environment a role, not a node: templates are compiled once even for 500 nodes.
+    if folder not in _environments:
+        _environments[folder] = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(folder),
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,  # noqa: S701 - configuration files, not web pages
+        )
+    return _environments[folder]
