@@ -1,0 +1,203 @@
+"""What a role declares about a site, without a node in sight: settings, secrets, certificates, openings.
+
+The half of a role that acts on nodes (``deploy.py``) is the business of ``onprem_mlops.roles``, which is also
+where roles import everything in here from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import ipaddress
+import re
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from onprem_mlops.errors import RequestError
+from onprem_mlops.paths import REPOSITORY
+
+if TYPE_CHECKING:
+    from onprem_mlops.site.model import Node, Site
+
+ALL = "all"
+"""The group every node is in. A role says so; a site file never does."""
+
+PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret that a role needs, generated once for the site.
+
+    ``key32``: 32 random bytes in base64. ``password``: 24 letters and digits. ``token``: 32 hex digits.
+    """
+
+    name: str
+    kind: Literal["key32", "password", "token"] = "password"
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A leaf certificate of the site's authority that a role needs on one node."""
+
+    name: str
+    dns: tuple[str, ...] = ()
+    addresses: tuple[IPv4Address, ...] = ()
+    usage: Literal["server", "client", "both"] = "server"
+    common_name: str = ""
+    """Empty: the first DNS name, else the certificate's name."""
+    organizations: tuple[str, ...] = ()
+    days: int = 365
+    """Life in days. A deploy renews it when a third is left."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A port that a role needs reachable on a node, and from where."""
+
+    port: int | str | None
+    """A port, a range (``"30000-32767"``), or None for a protocol without ports."""
+    sources: tuple[str, ...]
+    """Groups, or ``nodes``, ``pods``, ``controller``, or a network such as ``"192.0.2.0/24"``."""
+    why: str
+    protocol: Literal["tcp", "udp", "vrrp"] = "tcp"
+
+    def __post_init__(self) -> None:
+        if (self.port is None) != (self.protocol == "vrrp"):
+            raise ValueError(f"opening for {self.why}: tcp and udp have a port, vrrp has none")
+        if self.port is not None:
+            low, high = self.ports
+            if not 0 < low <= high < 65536:
+                raise ValueError(f"opening for {self.why}: {self.port} is not a port or a range of ports")
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """First and last port. ValueError for a protocol without ports."""
+        if isinstance(self.port, int):
+            return self.port, self.port
+        match = PORT_RANGE.fullmatch(self.port or "")
+        if match is None:
+            raise ValueError(f"opening for {self.why}: {self.port} is not a port or a range of ports")
+        return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something a role finds wrong in the site file: "what is wrong; what would be right"."""
+
+    message: str
+    field: str = ""
+    """Where: a dotted path in the role's own settings, or in the node's entry if ``node`` is given."""
+    node: str = ""
+
+
+class RoleSettings(BaseModel):
+    """The part of ``site.yaml`` that one role reads, and what the role declares for a site."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    groups: ClassVar[tuple[str, ...]] = ()
+    """Groups of nodes the role runs on (``("all",)`` for every node). While it is on, none may be empty."""
+    optional_groups: ClassVar[tuple[str, ...]] = ()
+    """Groups the role also runs on if they have nodes."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Roles without which this one cannot be on."""
+
+    def secrets(self, site: Site) -> Iterable[Secret]:
+        """Secrets to generate once for the site."""
+        return ()
+
+    def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
+        """Leaf certificates to issue for ``node``."""
+        return ()
+
+    def openings(self, site: Site, node: Node) -> Iterable[Opening]:
+        """Ports to open on ``node``."""
+        return ()
+
+    def names(self, site: Site) -> Mapping[str, IPv4Address]:
+        """Full names that every node must resolve, beside the nodes' own."""
+        return {}
+
+    def artifacts(self) -> Iterable[str]:
+        """Names in the artifact catalogue that the role lays down."""
+        return ()
+
+    def problems(self, site: Site) -> Iterable[str | Problem]:
+        """Own cross-checks of a site that is otherwise right."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role's folder and its model of settings."""
+
+    name: str
+    folder: Path
+    package: str
+    """The import name of the folder: its modules are ``<package>.settings``, ``<package>.deploy``, …"""
+    settings: type[RoleSettings]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """All groups the role may run on."""
+        return self.settings.groups + self.settings.optional_groups
+
+    @property
+    def summary(self) -> str:
+        """What the role lays down, in one sentence."""
+        return (self.settings.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+
+
+def find_roles(*roots: Path) -> dict[str, Role]:
+    """The roles in the folders ``roots`` (default: the repository's ``roles/``), by name, sorted.
+
+    A later root may not redefine an earlier root's role: RequestError. Without ``settings.py`` it is no role.
+    """
+    roles: dict[str, Role] = {}
+    for root in roots or (REPOSITORY / "roles",):
+        for settings_file in sorted(root.glob("*/settings.py")):
+            role = _load_role(root, settings_file.parent.name)
+            if role.name in roles:
+                raise RequestError(
+                    f"role {role.name} is defined twice: {roles[role.name].folder} and {role.folder}",
+                    "Give the site's own role another name.",
+                )
+            roles[role.name] = role
+    return dict(sorted(roles.items()))
+
+
+def _load_role(root: Path, name: str) -> Role:
+    package = f"{_root_package(root)}.{name}"
+    module = importlib.import_module(f"{package}.settings")
+    settings = getattr(module, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, RoleSettings)):
+        raise RequestError(
+            f"{root / name / 'settings.py'} has no class Settings(RoleSettings)", "See docs/architecture.md."
+        )
+    return Role(name, root / name, package, settings)
+
+
+def _root_package(root: Path) -> str:
+    """Make ``root`` importable as a package of its own, so that roles of several roots never mix."""
+    root = root.resolve()
+    own = root == (REPOSITORY / "roles").resolve()
+    name = "roles" if own else "roles_" + hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    if name not in sys.modules:
+        package = types.ModuleType(name, "Roles, each a folder of one component.")
+        package.__path__ = [str(root)]
+        sys.modules[name] = package
+    return name
+
+
+def source_network(source: str) -> ipaddress.IPv4Network | None:
+    """The network an opening's source names, or None if it is a group or a word."""
+    return ipaddress.IPv4Network(source) if "/" in source else None
