@@ -225,7 +225,7 @@ class _FramedShell:
     def __init__(self, channel: paramiko.Channel, endpoint: Endpoint) -> None:
         self._channel = channel
         channel.exec_command("exec sudo -n -- sh -s" if endpoint.sudo else "exec sh -s")
-        first = self.run(f"read -r _ _ _ _ group _ </proc/$$/stat && echo $group", None, 30, inside=True)
+        first = self.run("read -r _ _ _ _ group _ </proc/$$/stat && echo $group", None, 30, inside=True)
         if first.status != 0:
             raise Unreachable(
                 f"{endpoint.name}: no shell as {'root through sudo' if endpoint.sudo else endpoint.user}: "
@@ -234,9 +234,7 @@ class _FramedShell:
             )
         self.process_group = int(first.text)
 
-    def run(
-        self, command: str, stdin: str | None, timeout: float | None, *, inside: bool = False
-    ) -> Completed:
+    def run(self, command: str, stdin: str | None, timeout: float | None, *, inside: bool = False) -> Completed:
         """Feed one command; `inside` runs it in the shell itself instead of a subshell."""
         word = secrets.token_hex(12)
         self._channel.sendall(_frame(command, stdin, word, inside=inside).encode())

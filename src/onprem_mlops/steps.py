@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
 
 import jinja2
 
-from onprem_mlops.roles import Certificate, Opening, RoleSettings
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
+from onprem_mlops.site.role import Certificate, Opening, RoleSettings
 
 S = TypeVar("S", bound=RoleSettings)
 StepFunction = Callable[..., Any]
@@ -146,6 +146,8 @@ class Context(Generic[S]):
     names: Mapping[str, IPv4Address] = field(repr=False)
     state: Path = field(repr=False)
     """The site's state folder on the controller (kubeconfig and the like)."""
+    remove_data: bool = False
+    """Only in removals: whether the person agreed to lose the data that the role named."""
 
     @property
     def openings(self) -> tuple[Opening, ...]:
@@ -180,7 +182,7 @@ class Context(Generic[S]):
 
     def settings_of(self, role: str) -> Any:
         """Another role's settings: what a role declares is open to all, its folder is not."""
-        return self.site.settings_of(role)
+        return self.site.settings(role)
 
     def render(self, template: str, **values: Any) -> str:
         """Render a template of this role; `site`, `node` and `settings` are always there."""
@@ -205,6 +207,6 @@ def _environment(folder: Path) -> jinja2.Environment:
             keep_trailing_newline=True,
             trim_blocks=True,
             lstrip_blocks=True,
-            autoescape=False,  # noqa: S701 - configuration files, not web pages
+            autoescape=False,
         )
     return _environments[folder]

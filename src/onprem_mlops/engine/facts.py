@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra import host
 from pyinfra.api.facts import FactBase
+from pyinfra.context import host
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +180,7 @@ def _epoch(stamp: str) -> float:
 
     if not stamp or stamp == "n/a":
         return 0.0
-    return (
-        datetime.strptime(stamp.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC).timestamp()
-    )
+    return datetime.strptime(stamp.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC).timestamp()
 
 
 class NewestChange(FactBase[float]):

@@ -7,14 +7,14 @@ the operation is for, a record of what it did, and, in a plan, a record of what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
-from pyinfra import host
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation as pyinfra_operation
+from pyinfra.context import host
 
 from onprem_mlops.events import Diff
 
@@ -52,9 +52,18 @@ class Command(StringCommand):
         super().__init__(text, **arguments)
         self.diff = diff
 
+    def execute(self, state: Any, host: Any, connector_arguments: Any) -> Any:
+        """Execute on a node; the node's runner hears of it first, so that nothing read before is believed after."""
+        runner: Runner | None = host.connector_data.get(RUN)
+        if runner is not None:
+            runner.executing(self)
+        return super().execute(state, host, connector_arguments)
+
 
 class Runner(Protocol):
     """Carries out operations on the node that is the current pyinfra host."""
+
+    def executing(self, command: Command) -> None: ...
 
     def perform(
         self,
@@ -68,7 +77,7 @@ class Runner(Protocol):
 
 def operation(function: Callable[P, Iterator[Command]]) -> Callable[Concatenate[str, P], Outcome]:
     """Make a generator of commands an operation that roles call with its purpose as first argument."""
-    wrapped = pyinfra_operation()(function)
+    wrapped = pyinfra_operation()(cast("Callable[P, Generator[Command, None, None]]", function))
 
     @wraps(function)
     def call(purpose: str, /, *args: P.args, **kwargs: P.kwargs) -> Outcome:
@@ -76,7 +85,8 @@ def operation(function: Callable[P, Iterator[Command]]) -> Callable[Concatenate[
         if runner is not None:
             return runner.perform(wrapped, function, purpose, args, kwargs)
         # Under plain pyinfra there is no runner: the operation runs as any other of pyinfra's.
-        done = wrapped(*args, name=purpose, **kwargs)  # type: ignore[call-arg]
+        plain = cast("Callable[..., Any]", wrapped)
+        done = plain(*args, name=purpose, **kwargs)
         return Outcome(done.did_change(), done.stdout)
 
     call.generator = function  # type: ignore[attr-defined]

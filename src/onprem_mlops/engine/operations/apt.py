@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Packages, Probe
 from onprem_mlops.engine.operation import Command, operation

@@ -7,7 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import File, FileState, FileText
 from onprem_mlops.engine.operation import Command, operation

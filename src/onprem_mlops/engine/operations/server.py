@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
@@ -34,9 +34,7 @@ def user(
     if not now.ok:
         kind = "--system --no-create-home" if system else "--create-home"
         more = f"--groups {shlex.quote(','.join(groups))} " if groups else ""
-        yield Command(
-            f"useradd {kind} --user-group --shell {shlex.quote(shell)} {where}{more}{shlex.quote(name)}"
-        )
+        yield Command(f"useradd {kind} --user-group --shell {shlex.quote(shell)} {where}{more}{shlex.quote(name)}")
         return
     entry, _, member_of = now.text.partition("\n")
     if entry.split(":")[-1] != shell:

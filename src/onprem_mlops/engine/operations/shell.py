@@ -5,16 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
 
 
 @operation
-def run(
-    command: str, *, unless: str, stdin: str | None = None, timeout: int | None = 600
-) -> Iterator[Command]:
+def run(command: str, *, unless: str, stdin: str | None = None, timeout: int | None = 600) -> Iterator[Command]:
     """Run a command unless a check says that it is already done.
 
     Args:

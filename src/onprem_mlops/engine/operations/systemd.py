@@ -1,11 +1,11 @@
-"""systemd units. A service restarts because its start is older than its configuration, not because this run wrote it."""
+"""systemd units. A service restarts because its start is older than its configuration, not because we wrote it."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import NewestChange, Unit, UnitState
 from onprem_mlops.engine.operation import Command, operation
