@@ -1,0 +1,51 @@
+"""The command line that boots a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onprem_mlops.lab.folders import NodeFolders
+from onprem_mlops.lab.spec import LabNode, LabSpec
+
+REBOOT_STATUS = 133
+"""How systemd-nspawn ends when the node asks for a reboot and no unit manager was told to do it."""
+
+_MODULES = Path("/lib/modules")
+
+
+def command(spec: LabSpec, node: LabNode, folders: NodeFolders) -> list[str]:
+    """systemd-nspawn with what a Kubernetes node needs; the caller has put this process into its control groups."""
+    binds = [f"--bind={data_folder(folders, path)}:{path}" for path in spec.data_folders]
+    # Nodes share this machine's kernel, so its modules are theirs to load, if it has any.
+    modules = [f"--bind-ro={_MODULES}"] if _MODULES.is_dir() else []
+    return [
+        "systemd-nspawn",
+        "--boot",
+        f"--directory={folders.root}",
+        f"--machine={spec.machine(node)}",
+        f"--hostname={node.name}",
+        "--register=no",
+        "--keep-unit",
+        f"--network-bridge={spec.bridge}",
+        "--capability=all",
+        # runc needs keys, bpf and mounts of its own.
+        "--system-call-filter=add_key keyctl bpf @privileged",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--link-journal=no",
+        # kubelet watches the kernel's log for out-of-memory kills and will not start without it.
+        "--bind=/dev/kmsg",
+        "--console=pipe",
+        *binds,
+        *modules,
+        *_init_arguments(node),
+    ]
+
+
+def data_folder(folders: NodeFolders, path: str) -> Path:
+    """Where this machine keeps a node's data folder."""
+    return folders.data / path.strip("/").replace("/", "-")
+
+
+def _init_arguments(node: LabNode) -> list[str]:
+    return []
