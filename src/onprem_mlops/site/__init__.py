@@ -1,14 +1,17 @@
 """The single truth about a site: ``load_site`` reads it, ``Site`` is it."""
 
-from onprem_mlops.site.authority import IssuedCertificate
+from onprem_mlops.site.authority import CertificateStatus, IssuedCertificate
 from onprem_mlops.site.document import PlacedProblem, SiteError
 from onprem_mlops.site.fields import Taint
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.loader import load_site
+from onprem_mlops.site.material import SiteMaterial, ensure_lab_material
 from onprem_mlops.site.model import Apt, Disk, Facts, Gpu, Lab, LabKeys, Networks, Node, Site, Ssh
+from onprem_mlops.site.secrets import Recipient, Secrets
 
 __all__ = [
     "Apt",
+    "CertificateStatus",
     "Disk",
     "Facts",
     "Gpu",
@@ -19,9 +22,13 @@ __all__ = [
     "Networks",
     "Node",
     "PlacedProblem",
+    "Recipient",
+    "Secrets",
     "Site",
     "SiteError",
+    "SiteMaterial",
     "Ssh",
     "Taint",
+    "ensure_lab_material",
     "load_site",
 ]

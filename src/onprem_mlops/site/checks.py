@@ -134,9 +134,7 @@ def _check_networks(document: Document, networks: Networks) -> None:
 
 def _check_size(document: Document, name: str, prefix: int, longest: int) -> None:
     if prefix > longest:
-        document.report(
-            ("networks", name), f"the network of {name} is too small (/{prefix}); use /{longest} or larger"
-        )
+        document.report(("networks", name), f"the network of {name} is too small (/{prefix}); use /{longest} or larger")
 
 
 def _check_addresses(document: Document, networks: Networks, parts: Parts) -> None:
@@ -152,14 +150,10 @@ def _address_problem(address: IPv4Address, networks: Networks) -> str:
     if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
         return f"{address} is loopback, multicast, link-local or 0.0.0.0; use one of {network}"
     if address not in network:
-        return (
-            f"{address} is outside the network of the nodes; use one of {network}, or correct networks.nodes"
-        )
+        return f"{address} is outside the network of the nodes; use one of {network}, or correct networks.nodes"
     if network.prefixlen < 31 and address in (network.network_address, network.broadcast_address):
         which = "network" if address == network.network_address else "broadcast"
-        return (
-            f"{address} is the {which} address of {network}; use one between {network[1]} and {network[-2]}"
-        )
+        return f"{address} is the {which} address of {network}; use one between {network[1]} and {network[-2]}"
     return ""
 
 
@@ -234,15 +228,11 @@ def _check_key(document: Document, key: Path) -> None:
     if document.at(loc) == "generated":
         return
     if not key.is_file():
-        document.report(
-            loc, f"there is no file {key}; make a key with ssh-keygen -t ed25519, or write where yours is"
-        )
+        document.report(loc, f"there is no file {key}; make a key with ssh-keygen -t ed25519, or write where yours is")
         return
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
-        document.report(
-            loc, f"{key} has mode {mode:o}, so others can read it and ssh refuses it; run chmod 600 on it"
-        )
+        document.report(loc, f"{key} has mode {mode:o}, so others can read it and ssh refuses it; run chmod 600 on it")
     elif not os.access(key, os.R_OK):
         document.report(loc, f"{key} cannot be read by you; use a key of your own")
 

@@ -86,9 +86,7 @@ class Document:
         """The value at ``loc``, None if there is none."""
         value = self.values
         for step in loc:
-            if isinstance(value, dict) or (
-                isinstance(value, list) and isinstance(step, int) and step < len(value)
-            ):
+            if isinstance(value, dict) or (isinstance(value, list) and isinstance(step, int) and step < len(value)):
                 value = value.get(step) if isinstance(value, dict) else value[int(step)]
             else:
                 return None
@@ -107,20 +105,24 @@ class Document:
 
 
 def read_document(file: Path) -> Document:
-    """Read a YAML file. SiteError if it is no YAML; RequestError if it cannot be read.
-
-    Duplicate keys, tags and merge keys are noted as problems in the document, so that they come up together
-    with everything else that is wrong.
-    """
-    document = Document(_shown(file))
+    """Read a YAML file. SiteError if it is no YAML; RequestError if it cannot be read."""
+    path = _shown(file)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RequestError(f"{document.path} does not exist", "Make a site with: ./mlops init NAME") from None
+        raise RequestError(f"{path} does not exist", "Make a site with: ./mlops init NAME") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(
-            f"{document.path} cannot be read: {error}", "It must be a text file in UTF-8."
-        ) from None
+        raise RequestError(f"{path} cannot be read: {error}", "It must be a text file in UTF-8.") from None
+    return read_text(text, path)
+
+
+def read_text(text: str, path: str) -> Document:
+    """Read YAML. SiteError if it is none; ``path`` is how problems name it.
+
+    Duplicate keys, tags and merge keys are noted as problems in the document, so that they come up together with
+    everything else that is wrong.
+    """
+    document = Document(path)
     try:
         root = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:

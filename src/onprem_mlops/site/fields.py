@@ -39,18 +39,14 @@ def domain(value: str) -> str:
         raise ValueError(f'"{value}" has upper-case letters; write "{value.lower()}"')
     parts = value.split(".")
     if len(parts) < 2 or len(value) > 200 or not all(_LABEL.fullmatch(part) for part in parts):
-        raise ValueError(
-            f'"{value}" is not a domain; write two or more DNS labels, such as "mlops.example.com"'
-        )
+        raise ValueError(f'"{value}" is not a domain; write two or more DNS labels, such as "mlops.example.com"')
     return value
 
 
 def group_name(value: str) -> str:
     """A group of nodes; words joined with underscores."""
     if not _GROUP.fullmatch(value):
-        raise ValueError(
-            f'"{value}" is not a group name; use a-z, 0-9 and underscores, such as "control_plane"'
-        )
+        raise ValueError(f'"{value}" is not a group name; use a-z, 0-9 and underscores, such as "control_plane"')
     return value
 
 
@@ -64,9 +60,7 @@ def user_name(value: str) -> str:
 def bridge_name(value: str) -> str:
     """A network interface name, which the kernel limits to 15 characters."""
     if not _BRIDGE.fullmatch(value):
-        raise ValueError(
-            f'"{value}" is not a bridge name; use at most 15 of a-z, 0-9 and "-", such as "br-mlops"'
-        )
+        raise ValueError(f'"{value}" is not a bridge name; use at most 15 of a-z, 0-9 and "-", such as "br-mlops"')
     return value
 
 
@@ -108,9 +102,7 @@ def label_value(value: str) -> str:
 
 def host_key(value: str) -> str:
     """An OpenSSH public host key, ``ssh-ed25519 AAAA…``; a comment after it is dropped."""
-    advice = (
-        'write the line that "ssh-keyscan -t ed25519 ADDRESS" gives, without the address: "ssh-ed25519 AAAA…"'
-    )
+    advice = 'write the line that "ssh-keyscan -t ed25519 ADDRESS" gives, without the address: "ssh-ed25519 AAAA…"'
     algorithm, _, rest = value.strip().partition(" ")
     if algorithm != "ssh-ed25519":
         raise ValueError(f'host key has the algorithm "{algorithm}", only ssh-ed25519 is pinned; {advice}')
@@ -148,8 +140,7 @@ class Taint(BaseModel):
         key, _, content = pair.partition("=")
         if effect not in ("NoSchedule", "PreferNoSchedule", "NoExecute"):
             raise ValueError(
-                f'"{value}" is not a taint; write key=value:Effect with one of '
-                f"NoSchedule, PreferNoSchedule, NoExecute"
+                f'"{value}" is not a taint; write key=value:Effect with one of NoSchedule, PreferNoSchedule, NoExecute'
             )
         return {"key": label_key(key), "value": label_value(content), "effect": effect}
 

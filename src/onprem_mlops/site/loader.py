@@ -48,9 +48,7 @@ class _Loader:
         """The site, or SiteError."""
         document = self._document
         if not isinstance(document.values, dict):
-            document.report(
-                (), f"the file is {explain.shown(document.values)}; write `key: value`, one a line"
-            )
+            document.report((), f"the file is {explain.shown(document.values)}; write `key: value`, one a line")
             document.refuse_if_wrong()
         self._check_keys()
         parts: dict[str, Any] = {}
@@ -59,14 +57,10 @@ class _Loader:
         nodes = self._nodes()
         on = self._roles_on()
         settings = self._settings(on)
-        checks.check_parts(
-            document, checks.Parts(parts.get("networks"), nodes, on, self._roles, parts.get("ssh"))
-        )
+        checks.check_parts(document, checks.Parts(parts.get("networks"), nodes, on, self._roles, parts.get("ssh")))
         document.refuse_if_wrong()
         given = {name: part for name, part in parts.items() if document.has((name,))}
-        site = Site.model_validate(
-            {**given, "nodes": nodes, "roles": on, "settings": settings, "folder": self._folder}
-        )
+        site = Site.model_validate({**given, "nodes": nodes, "roles": on, "settings": settings, "folder": self._folder})
         checks.check_names(document, site)
         self._check_roles(site)
         document.refuse_if_wrong()
@@ -109,9 +103,7 @@ class _Loader:
         """The nodes in order; None in the place of a wrong one."""
         listed = self._list("nodes")
         if not listed and (listed is not None or not self._document.has(("nodes",))):
-            self._document.report(
-                ("nodes",), "the site has no nodes; add at least one under `nodes:`", at_key=True
-            )
+            self._document.report(("nodes",), "the site has no nodes; add at least one under `nodes:`", at_key=True)
         return tuple(self._valid(Node, ("nodes", index)) for index in range(len(listed or ())))
 
     def _list(self, name: str) -> list[object] | None:
@@ -120,9 +112,7 @@ class _Loader:
         if value is None:
             return []
         if not isinstance(value, list):
-            self._document.report(
-                (name,), f'`{name}` is {explain.shown(value)}; a list is wanted: one "- item" a line'
-            )
+            self._document.report((name,), f'`{name}` is {explain.shown(value)}; a list is wanted: one "- item" a line')
             return None
         return value
 
@@ -145,9 +135,7 @@ class _Loader:
     def _settings(self, on: tuple[str, ...]) -> dict[str, RoleSettings]:
         given = self._document.at(("settings",))
         if given is not None and not isinstance(given, dict):
-            self._document.report(
-                ("settings",), f"`settings` is {explain.shown(given)}; a mapping of roles is wanted"
-            )
+            self._document.report(("settings",), f"`settings` is {explain.shown(given)}; a mapping of roles is wanted")
         for name in given if isinstance(given, dict) else ():
             self._check_settings_of(name, on)
         return {name: value for name in on if (value := self._settings_of(name)) is not None}

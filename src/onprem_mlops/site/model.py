@@ -56,7 +56,7 @@ class LabKeys:
 
     def host_key(self, node: str) -> str | None:
         """The public host key of a lab node, or None before the first ``lab up``."""
-        public = self.host_key_file(node).with_suffix(".pub")
+        public = self._ssh / "host_keys" / f"{node}.pub"
         return fields.host_key(public.read_text()) if public.is_file() else None
 
 
@@ -107,9 +107,7 @@ class Ssh(Section):
         description="Private key of that account, readable by you only; `~` is your home. "
         "`generated` in a lab: made on the first `lab up`.",
     )
-    sudo: bool = Field(
-        default=True, description="Become root with sudo. Off only if the account is root itself."
-    )
+    sudo: bool = Field(default=True, description="Become root with sudo. Off only if the account is root itself.")
 
 
 class Networks(Section):
@@ -144,16 +142,12 @@ class Apt(Section):
 class Disk(Section):
     """A block device that roles may use for data."""
 
-    device: DevicePath = Field(
-        description="Path of the device. /dev/disk/by-id/… survives a reboot, /dev/sdb may not."
-    )
+    device: DevicePath = Field(description="Path of the device. /dev/disk/by-id/… survives a reboot, /dev/sdb may not.")
     size: Annotated[Size, AfterValidator(_one_mebibyte)] = Field(
         description="Size with its unit, such as 500G or 2TiB."
     )
     kind: Literal["nvme", "ssd", "hdd"] = Field(description="What it is, for roles that choose by speed.")
-    simulated: bool = Field(
-        default=False, description="Not real hardware; shown as such wherever the disk is named."
-    )
+    simulated: bool = Field(default=False, description="Not real hardware; shown as such wherever the disk is named.")
 
 
 class Gpu(Section):
@@ -161,9 +155,7 @@ class Gpu(Section):
 
     model: str = Field(min_length=1, description="Model as its vendor names it, such as NVIDIA-L4.")
     count: int = Field(default=1, ge=1, le=32, description="How many of this model the node has.")
-    simulated: bool = Field(
-        default=False, description="Not real hardware; shown as such wherever the GPU is named."
-    )
+    simulated: bool = Field(default=False, description="Not real hardware; shown as such wherever the GPU is named.")
 
 
 class Facts(Section):
@@ -184,9 +176,7 @@ class Node(Section):
         description="Its public SSH host key, `ssh-ed25519 AAAA…`. Pinned: a node that shows another one is "
         "refused. `generated` in a lab.",
     )
-    groups: tuple[GroupName, ...] = Field(
-        description="Groups the node is in; they decide which roles run on it."
-    )
+    groups: tuple[GroupName, ...] = Field(description="Groups the node is in; they decide which roles run on it.")
     labels: Mapping[LabelKey, LabelValue] = Field(default_factory=dict, description="Kubernetes labels.")
     taints: tuple[Taint, ...] = Field(default=(), description="Kubernetes taints, each `key=value:Effect`.")
     facts: Facts = Field(default=Facts(), description="Hardware that roles need to know of.")
@@ -218,16 +208,12 @@ class Site(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
     version: Literal[1] = Field(description="Version of this format.")
-    name: DnsLabel = Field(
-        description="Short name of the site; names its state folder and its certificate authority."
-    )
+    name: DnsLabel = Field(description="Short name of the site; names its state folder and its certificate authority.")
     domain: Domain = Field(description="Domain of nodes and services, such as mlops.example.com.")
     description: str = Field(default="", description="What the site is for.")
     ssh: Ssh = Field(default=Ssh(), description="How the controller reaches every node.")
     networks: Networks = Field(description="Networks of nodes, pods and Services.")
-    apt: Apt = Field(
-        default=Apt(), description="Where nodes get Debian packages beside the site's own mirror."
-    )
+    apt: Apt = Field(default=Apt(), description="Where nodes get Debian packages beside the site's own mirror.")
     nodes: tuple[Node, ...] = Field(min_length=1, description="The machines.")
     roles: tuple[str, ...] = Field(
         default=(),

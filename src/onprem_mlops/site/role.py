@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 ALL = "all"
 """The group every node is in. A role says so; a site file never does."""
 
+AUTHORITY = "authority"
+"""Under this name, in the place of a role, the secrets hold the key of the site's certificate authority."""
+
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})")
 
 
@@ -42,6 +45,9 @@ class Secret:
     name: str
     kind: Literal["key32", "password", "token"] = "password"
     why: str = ""
+    """What it protects; shown when it cannot be rotated."""
+    rotatable: bool = True
+    """False if data depends on it (an encryption key): then a fresh value alone would lose that data."""
 
 
 @dataclass(frozen=True)
