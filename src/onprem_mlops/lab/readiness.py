@@ -63,10 +63,12 @@ def wait_ready(spec: LabSpec, node: LabNode, seconds: float, ended: Callable[[],
 
 
 def listens(node: LabNode) -> bool:
-    """Whether the node accepts connections for SSH."""
+    """Whether the node's SSH server answers."""
     try:
-        with socket.create_connection((str(node.address), _SSH_PORT), timeout=0.5):
-            return True
+        with socket.create_connection((str(node.address), _SSH_PORT), timeout=1) as connection:
+            # A peer that hangs up without a word is an error in the node's log.
+            connection.sendall(b"SSH-2.0-lab\r\n")
+            return connection.recv(4) == b"SSH-"
     except OSError:
         return False
 
