@@ -39,6 +39,7 @@ class SiteMaterial:
         self._planning = planning
         self._secrets = Secrets.of(site)
         self._made_up: dict[tuple[str, str], Hidden] = {}
+        self._revealed: list[str] = []
         pem_file = authority_file(site)
         try:
             pem = pem_file.read_text()
@@ -56,6 +57,25 @@ class SiteMaterial:
 
     def secret(self, role: str, name: str) -> Hidden:
         """One secret; a declared one that is lacking is generated (in a plan, made up)."""
+        return self._handed_out(self._secret(role, name))
+
+    def redact(self, text: str) -> str:
+        """``text`` without any secret or private key that was handed out, for logs and messages."""
+        for secret in self._revealed:
+            text = text.replace(secret, "…")
+        return text
+
+    def _handed_out(self, hidden: Hidden) -> Hidden:
+        """Remember what ``redact`` must mask: the text, and the lines of a key, which output may break apart."""
+        text = hidden.reveal()
+        lines = [line for line in text.splitlines() if line and not line.startswith("-----")]
+        for part in (text, text.strip(), *lines):
+            if len(part) > 3 and part not in self._revealed:
+                self._revealed.append(part)
+        self._revealed.sort(key=len, reverse=True)
+        return hidden
+
+    def _secret(self, role: str, name: str) -> Hidden:
         if self._secrets.has(role, name):
             return self._secrets.get(role, name)
         wanted = declared(self._site).get((role, name))
@@ -71,7 +91,9 @@ class SiteMaterial:
 
     def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate:
         """A certificate of ``role`` for ``node``, renewed if it is due."""
-        return self._authority.issue(role, node, wanted)
+        issued = self._authority.issue(role, node, wanted)
+        self._handed_out(issued.key_pem)
+        return issued
 
     def certificates(self) -> list[CertificateStatus]:
         """All certificates of the site with the time they have left."""

@@ -65,9 +65,15 @@ def identity_file(site: Site) -> Path:
 
     ``$MLOPS_IDENTITY``, else for a lab its state folder, else ``~/.config/onprem-mlops/identity.txt``.
     """
-    if explicit := os.environ.get("MLOPS_IDENTITY"):
-        return Path(explicit).expanduser()
+    if explicit := identity_from_environment():
+        return explicit
     return site.state / "identity.txt" if site.lab else default_identity_file()
+
+
+def identity_from_environment() -> Path | None:
+    """The identity file that ``MLOPS_IDENTITY`` names, if it is set."""
+    explicit = os.environ.get("MLOPS_IDENTITY")
+    return Path(explicit).expanduser() if explicit else None
 
 
 def default_identity_file() -> Path:

@@ -1,0 +1,346 @@
+"""init, validate, secrets, certs: what concerns the site's own files."""
+
+from __future__ import annotations
+
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, Json, write_json
+from onprem_mlops.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onprem_mlops.site import CertificateStatus, Recipient, SiteError
+    from onprem_mlops.site.creation import NewNode, NewSite
+
+console = Console(highlight=False)
+secrets_app = typer.Typer(help="The site's secrets, kept encrypted to its recipients.", no_args_is_help=True)
+certs_app = typer.Typer(help="The site's certificate authority and certificates.", no_args_is_help=True)
+
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Ask nothing. Needs --accept-host-keys or a --host-key for each node.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel="The site")(init)
+    app.command(rich_help_panel="The site")(validate)
+    app.add_typer(secrets_app, name="secrets", rich_help_panel="The site")
+    app.add_typer(certs_app, name="certs", rich_help_panel="The site")
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="Short name of the site; its folder is inventories/NAME.")],
+    domain: Annotated[str | None, typer.Option(help="Domain of nodes and services.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network of the nodes, such as 192.0.2.0/24.")] = None,
+    node: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=ADDRESS:GROUP,GROUP", help="A node; repeat for each.")
+    ] = None,
+    api_address: Annotated[
+        str | None, typer.Option(help="Virtual address of the Kubernetes API, for three control planes.")
+    ] = None,
+    ssh_user: Annotated[str, typer.Option(help="Account on the nodes.")] = "mlops",
+    ssh_port: Annotated[int, typer.Option(help="Port of sshd on the nodes.")] = 22,
+    ssh_key: Annotated[str, typer.Option(help="Private key of that account.")] = "~/.ssh/id_ed25519",
+    host_key: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=KEY", help="A node's host key, ssh-ed25519 AAAA…, known to you.")
+    ] = None,
+    accept_host_keys: Annotated[
+        bool, typer.Option("--accept-host-keys", help="Pin the scanned host keys without asking.")
+    ] = False,
+    yes: Yes = False,
+    folder: Annotated[Path | None, typer.Option(help="Where to make it; default inventories/NAME.")] = None,
+    json: Json = None,
+) -> int:
+    """Make a new site: a commented site file, fresh secrets, a certificate authority."""
+    from onprem_mlops.site.creation import NewSite, create_site, refuse_existing
+    from onprem_mlops.site.secrets import default_identity_file, ensure_identity, identity_from_environment
+
+    target = folder or Path("inventories") / name
+    refuse_existing(target)
+    ask = not yes and sys.stdin.isatty()
+    new = NewSite(
+        name,
+        domain or _asked("Domain of nodes and services", "--domain", ask),
+        tuple(_nodes(node or [], ask)),
+        _parsed(IPv4Network, network or _asked("Network of the nodes", "--network", ask), "a network", "192.0.2.0/24"),
+        _parsed(IPv4Address, api_address, "an address", "192.0.2.10") if api_address else None,
+        ssh_user,
+        ssh_port,
+        ssh_key,
+    )
+    keys = _host_keys(new, host_key or [], accept=accept_host_keys, ask=ask)
+    identity = identity_from_environment() or default_identity_file()
+    own = ensure_identity(identity)
+    site = create_site(new, keys, target, [_named(own)])
+    console.print(f"Made [bold]{escape(str(site.folder))}[/bold] with {len(site.nodes)} nodes.")
+    console.print(f"Its secrets open with {escape(str(identity))} only: keep a copy of that file in a safe place.")
+    console.print(f"Next: ./mlops plan -i {escape(str(site.folder))}")
+    write_json(json, "init/v1", {"site": site.name, "folder": str(site.folder), "recipient": own.key})
+    return 0
+
+
+def validate(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+    """Check the site file; every error with its line, all at once."""
+    from onprem_mlops.site import SiteError, load_site
+
+    try:
+        site = load_site(inventory)
+    except SiteError as error:
+        problems = [
+            {"path": one.path, "line": one.line, "column": one.column, "message": one.message} for one in error.problems
+        ]
+        write_json(json, "validate/v1", {"valid": False, "problems": problems})
+        raise
+    roles = ", ".join(site.role_settings) or "none"
+    console.print(f"Site [bold]{site.name}[/bold] is right: {len(site.nodes)} nodes; roles that are on: {roles}.")
+    write_json(
+        json,
+        "validate/v1",
+        {
+            "valid": True,
+            "problems": [],
+            "site": site.name,
+            "nodes": [one.name for one in site.nodes],
+            "roles": list(site.role_settings),
+        },
+    )
+    return 0
+
+
+@secrets_app.command()
+def show(
+    role: Annotated[str | None, typer.Argument(help="Only this role's.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Only this one; prints nothing but its value.")] = None,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the values.")] = False,
+    inventory: Inventory = DEFAULT_INVENTORY,
+    json: Json = None,
+) -> int:
+    """List the secrets; with ROLE NAME print one."""
+    from onprem_mlops.site import Secrets, load_site
+
+    secrets = Secrets.of(load_site(inventory))
+    if role and name:
+        sys.stdout.write(secrets.get(role, name).reveal() + "\n")
+        return 0
+    chosen = {key: value for key, value in secrets.show().items() if role in (None, key)}
+    table = Table("role", "name", "value", box=None)
+    for of_role, named in chosen.items():
+        for one, value in named.items():
+            table.add_row(of_role, one, escape(value.reveal() if reveal else str(value)))
+    console.print(table)
+    # The values never go into the file: it may be kept as evidence.
+    write_json(json, "secrets/v1", {"secrets": {key: list(named) for key, named in chosen.items()}})
+    return 0
+
+
+@secrets_app.command()
+def edit(inventory: Inventory = DEFAULT_INVENTORY) -> int:
+    """Edit the secrets in $EDITOR; written only if the result is right."""
+    from onprem_mlops.site import Secrets, load_site
+    from onprem_mlops.site.secrets import run_editor
+
+    def try_again(error: SiteError) -> bool:
+        console.print(escape(error.message), soft_wrap=True)
+        return sys.stdin.isatty() and typer.confirm("Edit again?", default=True)
+
+    changed = Secrets.of(load_site(inventory)).edit(run_editor, try_again)
+    console.print("Written. The next deploy lays the changes down." if changed else "Nothing was changed.")
+    return 0
+
+
+@secrets_app.command()
+def rotate(
+    role: Annotated[str, typer.Argument(help="The role whose secret it is.")],
+    name: Annotated[str, typer.Argument(help="The secret.")],
+    inventory: Inventory = DEFAULT_INVENTORY,
+    json: Json = None,
+) -> int:
+    """Give a secret a fresh value; the next deploy lays it down."""
+    from onprem_mlops.site import Secrets, load_site
+
+    site = load_site(inventory)
+    Secrets.of(site).rotate(site, role, name)
+    console.print(f"{role} {name} has a new value. The next deploy lays it down: ./mlops deploy --role {role}")
+    write_json(json, "secrets-rotate/v1", {"role": role, "name": name})
+    return 0
+
+
+@secrets_app.command("add-recipient")
+def add_recipient(
+    key: Annotated[str, typer.Argument(help="Public key: age1… or ssh-ed25519 AAAA….")],
+    name: Annotated[str, typer.Option(help="Whose key it is.")],
+    inventory: Inventory = DEFAULT_INVENTORY,
+    json: Json = None,
+) -> int:
+    """Let another person's key read the secrets."""
+    from onprem_mlops.site import Recipient, Secrets, load_site
+
+    secrets = Secrets.of(load_site(inventory))
+    secrets.add_recipient(Recipient(key, name))
+    console.print(f"{escape(name)} can read the secrets now. Commit {secrets.file.name} and recipients.txt.")
+    write_json(json, "secrets-recipients/v1", _recipients(secrets.recipients))
+    return 0
+
+
+@secrets_app.command("remove-recipient")
+def remove_recipient(
+    who: Annotated[str, typer.Argument(help="Name or key, as recipients.txt has it.")],
+    inventory: Inventory = DEFAULT_INVENTORY,
+    json: Json = None,
+) -> int:
+    """Encrypt without a recipient from now on."""
+    from onprem_mlops.site import Secrets, load_site
+
+    secrets = Secrets.of(load_site(inventory))
+    gone = secrets.remove_recipient(who)
+    console.print(f"{escape(gone.name or gone.key)} cannot read what is written from now on.")
+    console.print("What they have read, and what git's history holds, they still know: rotate what matters.")
+    write_json(json, "secrets-recipients/v1", _recipients(secrets.recipients))
+    return 0
+
+
+@certs_app.command("list")
+def list_certificates(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+    """Every certificate with the days it has left, first to end first."""
+    from onprem_mlops.site import SiteMaterial, load_site
+
+    rows = SiteMaterial(load_site(inventory), planning=True).certificates()
+    table = Table("certificate", "node", "ends", "days left", "next deploy", box=None)
+    for row in rows:
+        table.add_row(*_certificate_cells(row))
+    console.print(table)
+    write_json(json, "certs/v1", {"certificates": [_certificate_json(row) for row in rows]})
+    return 0
+
+
+@certs_app.command("renew-authority")
+def renew_authority_command(
+    yes_destroy: Annotated[
+        str | None, typer.Option("--yes-destroy", metavar="NAME", help="The site's name, instead of typing it.")
+    ] = None,
+    inventory: Inventory = DEFAULT_INVENTORY,
+) -> int:
+    """Replace the authority, as after a change of the domain; the next deploy issues every certificate anew."""
+    from onprem_mlops.site import load_site
+    from onprem_mlops.site.material import renew_authority
+
+    site = load_site(inventory)
+    console.print("Clients that trust the present authority refuse new certificates until a deploy reached them.")
+    name = yes_destroy if yes_destroy is not None else typer.prompt(f"Type the site's name ({site.name}) to go on")
+    if name != site.name:
+        raise RequestError(f'"{name}" is not the site\'s name; nothing was changed', f"The site is {site.name}.")
+    renew_authority(site)
+    console.print("Made a new authority. Next: ./mlops deploy")
+    return 0
+
+
+def _certificate_cells(row: CertificateStatus) -> list[str]:
+    ends = f"{row.not_after:%Y-%m-%d}" if row.not_after else "-"
+    left = "-" if row.days_left is None else str(row.days_left)
+    due = f"[yellow]{escape(row.why_due)}[/yellow]" if row.why_due else "[dim]as it is[/dim]"
+    return [f"{row.role} {row.name}".strip(), row.node or "-", ends, left, due]
+
+
+def _certificate_json(row: CertificateStatus) -> dict[str, object]:
+    return {
+        "role": row.role,
+        "name": row.name,
+        "node": row.node,
+        "not_after": row.not_after.isoformat() if row.not_after else None,
+        "days_left": row.days_left,
+        "why_due": row.why_due,
+    }
+
+
+def _recipients(recipients: list[Recipient]) -> dict[str, object]:
+    return {"recipients": [{"name": one.name, "key": one.key} for one in recipients]}
+
+
+def _named(own: Recipient) -> Recipient:
+    import getpass
+    import socket
+
+    from onprem_mlops.site import Recipient
+
+    return Recipient(own.key, f"{getpass.getuser()} on {socket.gethostname()}")
+
+
+def _asked(question: str, flag: str, ask: bool) -> str:
+    if not ask:
+        raise RequestError(f"{flag} is missing", "Without a terminal, or with --yes, everything comes from flags.")
+    return str(typer.prompt(question))
+
+
+def _nodes(given: list[str], ask: bool) -> list[NewNode]:
+    from onprem_mlops.site.creation import NewNode
+
+    if given:
+        return [NewNode.parse(text) for text in given]
+    if not ask:
+        raise RequestError("--node is missing", "Give one for each node: --node cp1=192.0.2.11:control_plane")
+    console.print("The nodes, one a line: name=address:group,group (such as cp1=192.0.2.11:control_plane).")
+    console.print("An empty line ends.")
+    found: list[NewNode] = []
+    while line := typer.prompt("node", default="", show_default=False):
+        try:
+            found.append(NewNode.parse(line))
+        except RequestError as error:
+            console.print(f"{escape(error.message)}. {escape(error.advice)}")
+    return found
+
+
+P = TypeVar("P")
+
+
+def _parsed(kind: Callable[[str], P], text: str, what: str, example: str) -> P:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise RequestError(f'"{text}" is not {what}: {error}', f"Write one such as {example}.") from None
+
+
+def _host_keys(new: NewSite, given: list[str], *, accept: bool, ask: bool) -> dict[str, str]:
+    """The host keys to pin: those given, and those scanned and confirmed."""
+    from onprem_mlops.site.fields import fingerprint
+    from onprem_mlops.site.host_keys import scan_host_keys
+
+    keys = dict(_given_key(text, new) for text in given)
+    unknown = [node for node in new.nodes if node.name not in keys]
+    if not unknown:
+        return keys
+    if not accept and not ask:
+        names = ", ".join(node.name for node in unknown)
+        raise RequestError(
+            f"nobody can confirm the host keys of {names}",
+            "Give each with --host-key NAME=KEY, or take what is scanned with --accept-host-keys.",
+        )
+    scanned = scan_host_keys([node.address for node in unknown], new.ssh_port)
+    table = Table(
+        "node", "address", "fingerprint (compare with: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)", box=None
+    )
+    for node in unknown:
+        keys[node.name] = scanned[node.address]
+        table.add_row(node.name, str(node.address), fingerprint(scanned[node.address]))
+    console.print(table)
+    if not accept and not typer.confirm("Are these the keys that the machines themselves show?", default=False):
+        raise RequestError("host keys not confirmed; nothing was made", "Compare them on the machines' own consoles.")
+    return keys
+
+
+def _given_key(text: str, new: NewSite) -> tuple[str, str]:
+    from onprem_mlops.site import fields
+
+    name, _, key = text.partition("=")
+    if name not in {node.name for node in new.nodes}:
+        raise RequestError(f'--host-key "{name}" is no node of this site', "Write --host-key NAME=ssh-ed25519 AAAA…")
+    return name, _parsed(fields.host_key, key, "a host key", "ssh-ed25519 AAAA…")
