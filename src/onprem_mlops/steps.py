@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address
@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
 
 import jinja2
 
+from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
 from onprem_mlops.site.role import Certificate, Opening, RoleSettings
 
@@ -118,6 +119,8 @@ class Published(Protocol):
 
     def version(self, artifact: str) -> str: ...
 
+    def tree(self, artifacts: Iterable[str]) -> tuple[TreeFile, ...]: ...
+
 
 class Material(Protocol):
     """Secrets and certificates of the site."""
@@ -179,6 +182,11 @@ class Context(Generic[S]):
     def image(self, artifact: str) -> str:
         """The upstream reference of an image, e.g. `registry.k8s.io/pause:3.10.1`."""
         return self.artifacts.image(artifact)
+
+    def tree(self) -> tuple[TreeFile, ...]:
+        """All files that the mirror serves: what the roles that are on lay down."""
+        named = {name for settings in self.site.role_settings.values() for name in settings.artifacts()}
+        return self.artifacts.tree(sorted(named))
 
     def settings_of(self, role: str) -> Any:
         """Another role's settings: what a role declares is open to all, its folder is not."""

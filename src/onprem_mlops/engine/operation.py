@@ -57,6 +57,10 @@ class Command(StringCommand):
         runner: Runner | None = host.connector_data.get(RUN)
         if runner is not None:
             runner.executing(self)
+        return self.carry_out(state, host, connector_arguments)
+
+    def carry_out(self, state: Any, host: Any, connector_arguments: Any) -> Any:
+        """Do it: success, and what it said. Other than by running the text in the node's shell: override this."""
         return super().execute(state, host, connector_arguments)
 
 

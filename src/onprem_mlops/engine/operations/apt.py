@@ -16,6 +16,9 @@ APT = (
 )
 """apt-get that waits for another apt, keeps configuration files that a person changed and asks nothing."""
 
+RECORD = "/var/lib/onprem-mlops/packages"
+"""Names of the packages that roles installed on a node, one a line; what was there before is not in it."""
+
 
 def _repair() -> Iterator[Command]:
     # A transaction that was cut off (a reboot in the middle) leaves packages half configured; apt refuses to go on.
@@ -31,17 +34,27 @@ def packages(*names: str) -> Iterator[Command]:
     missing = [name for name in names if name not in installed]
     if missing:
         wanted = " ".join(shlex.quote(name) for name in missing)
-        yield Command(f"{APT} update && {APT} --no-install-recommends install {wanted}", timeout=1800)
+        note = f"mkdir -p {RECORD.rpartition('/')[0]} && printf '%s\\n' {wanted} >>{RECORD}"
+        yield Command(f"{note} && {APT} update && {APT} --no-install-recommends install {wanted}", timeout=1800)
 
 
 @operation
 def purged(*names: str) -> Iterator[Command]:
-    """These packages, and what was installed only for them, are gone with their configuration."""
+    """These packages, and what was installed only for them, are gone with their configuration.
+
+    Only those that `packages` installed: what the node had before is not ours to take away.
+    """
     installed: dict[str, str] = host.get_fact(Packages)
-    present = [name for name in names if name in installed]
+    ours = host.get_fact(Probe, command=f"cat {RECORD}").text.split()
+    present = [name for name in names if name in installed and name in ours]
     if present:
         wanted = " ".join(shlex.quote(name) for name in present)
-        yield Command(f"{APT} --allow-change-held-packages --autoremove purge {wanted}", timeout=1800)
+        forget = "".join(f" -e {shlex.quote(name)}" for name in present)
+        yield Command(
+            f"{APT} --allow-change-held-packages --autoremove purge {wanted} "
+            f"&& {{ grep -vxF{forget} {RECORD} >{RECORD}.new; mv -fT {RECORD}.new {RECORD}; }}",
+            timeout=1800,
+        )
 
 
 @operation

@@ -15,6 +15,9 @@ from onprem_mlops.events import Diff
 from onprem_mlops.site import Hidden
 from onprem_mlops.steps import PublishedFile
 
+SAVED = ".onprem-mlops-saved"
+"""What the name of a file that was set aside ends with."""
+
 DIFF_LIMIT = 64_000
 """Bytes above which a file's content is not shown in a diff."""
 
@@ -28,11 +31,13 @@ def content(
     owner: str = "root",
     group: str = "root",
     secret: bool = False,
+    check: str | None = None,
 ) -> Iterator[Command]:
     """A file with exactly this content. A `Hidden` text, or `secret`, is never shown in a diff.
 
     The content travels over standard input, into a file beside the final one that nobody else may read until it has
-    its owner and mode; then it takes its name.
+    its owner and mode; then it takes its name. `check` is a command that must find the new file right before that,
+    such as "visudo -cqf {}"; `{}` is where its name goes.
     """
     hidden = secret or isinstance(text, Hidden)
     data = text.reveal() if isinstance(text, Hidden) else text
@@ -49,10 +54,16 @@ def content(
     yield Command(
         f"umask 077 && mkdir -p -m 755 {shlex.quote(_parent(path))} && base64 -d >{temporary} "
         f"&& chown {shlex.quote(f'{owner}:{group}')} {temporary} && chmod {mode} {temporary} "
-        f"&& sync {temporary} && mv -fT {temporary} {target}",
+        f"{_checked(check, temporary)}&& sync {temporary} && mv -fT {temporary} {target}",
         stdin=base64.encodebytes(raw).decode() or "\n",
         diff=_diff(path, now, raw, hidden),
     )
+
+
+def _checked(check: str | None, temporary: str) -> str:
+    if check is None:
+        return ""
+    return f"&& {{ {check.replace('{}', temporary)} >&2 || {{ rm -f {temporary}; false; }}; }} "
 
 
 def _parent(path: str) -> str:
@@ -83,6 +94,50 @@ def _attributes(path: str, now: FileState, mode: str, owner: str, group: str) ->
         yield Command(f"chown -h {shlex.quote(f'{owner}:{group}')} {quoted}")
     if now.mode != mode.lstrip("0"):
         yield Command(f"chmod {mode} {quoted}")
+
+
+@operation
+def block(path: str, text: str, *, owner: str = "onprem-mlops") -> Iterator[Command]:
+    """Lines in a text file that others write too, between two marker lines; at its top, so that they come first.
+
+    Args:
+        path: a file that is there, or will be with mode 644.
+        text: the lines; empty takes the block away, markers included.
+        owner: names the block in its markers.
+    """
+    before: str = host.get_fact(FileText, path=path) or ""
+    begin, end = f"# begin {owner}\n", f"# end {owner}\n"
+    head, found, rest = before.partition(begin)
+    others = head + rest.partition(end)[2] if found else before
+    after = f"{begin}{text.removesuffix(chr(10))}\n{end}{others}" if text else others
+    if after == before:
+        return
+    temporary, target = shlex.quote(f"{path}.mlops-new"), shlex.quote(path)
+    yield Command(
+        f"{{ cp -p {target} {temporary} 2>/dev/null || install -m 644 /dev/null {temporary}; }} "
+        f"&& base64 -d >{temporary} && sync {temporary} && mv -fT {temporary} {target}",
+        stdin=base64.encodebytes(after.encode()).decode() or "\n",
+        diff=Diff(path, before, after),
+    )
+
+
+@operation
+def set_aside(*paths: str) -> Iterator[Command]:
+    """Files that must not act while a role is there: renamed to `<path>.onprem-mlops-saved`, for `brought_back`."""
+    for path in paths:
+        if host.get_fact(File, path=path).kind != "absent":
+            before: str | None = host.get_fact(FileText, path=path)
+            quoted = shlex.quote(path)
+            yield Command(f"mv -fT {quoted} {quoted}{SAVED}", diff=Diff(path, before, None))
+
+
+@operation
+def brought_back(*paths: str) -> Iterator[Command]:
+    """What `set_aside` put aside is in its place again."""
+    for path in paths:
+        if host.get_fact(File, path=f"{path}{SAVED}").kind != "absent":
+            quoted = shlex.quote(path)
+            yield Command(f"mv -fT {quoted}{SAVED} {quoted}")
 
 
 @operation
