@@ -1,12 +1,14 @@
 """Nodes on this machine, booted as containers and reached over SSH like real ones."""
 
-from onprem_mlops.lab.keys import DEPLOY_USER, LabKeys, ensure_keys
+from onprem_mlops.lab.keys import LabKeys, ensure_keys
 from onprem_mlops.lab.lab import (
     Listener,
     NodeStatus,
+    clear_netem,
     describe_destruction,
     destroy,
     down,
+    netem,
     power_cut,
     reboot,
     shell,
@@ -19,17 +21,18 @@ from onprem_mlops.lab.spec import DATA_FOLDERS, LabNode, LabSpec, bridge_name
 
 __all__ = [
     "DATA_FOLDERS",
-    "DEPLOY_USER",
     "LabKeys",
     "LabNode",
     "LabSpec",
     "Listener",
     "NodeStatus",
     "bridge_name",
+    "clear_netem",
     "describe_destruction",
     "destroy",
     "down",
     "ensure_keys",
+    "netem",
     "power_cut",
     "reboot",
     "shell",

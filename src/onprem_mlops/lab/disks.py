@@ -12,11 +12,11 @@ from onprem_mlops.errors import RequestError
 from onprem_mlops.lab import root
 from onprem_mlops.lab.folders import NodeFolders
 from onprem_mlops.lab.host import mounts, run, write_atomically
-from onprem_mlops.lab.keys import DEPLOY_USER, LabKeys, host_private_key
+from onprem_mlops.lab.keys import LabKeys, host_private_key
 from onprem_mlops.lab.nspawn import data_folder
 from onprem_mlops.lab.supervision import Container
 
-DEPLOY_UID = 1000
+_USER_ID = 1000
 
 _MASKED = {
     "console-getty.service": "nobody logs in at the console: it is a log file",
@@ -73,6 +73,8 @@ IPv6AcceptRA=no
 LLDP=no
 """
 
+_HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
+
 _SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PermitRootLogin no
@@ -85,6 +87,11 @@ def check_storage(folder: Path) -> None:
     """Raise RequestError if the lab's state folder cannot carry overlays and container images."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = run("stat", "--file-system", "--format=%T", str(folder)).strip()
+    if set(":,\\") & set(str(folder)):
+        raise RequestError(
+            f"{folder} has a colon, comma or backslash in its name, which mount takes as its own",
+            "Set MLOPS_STATE to another folder.",
+        )
     if kind in ("overlayfs", "nfs", "fuseblk", "tmpfs"):
         raise RequestError(
             f"{folder} is on {kind}, where nodes' disks cannot lie",
@@ -106,7 +113,9 @@ def attach(container: Container, keys: LabKeys) -> bool:
     for path in container.spec.data_folders:
         data_folder(folders, path).mkdir(parents=True, exist_ok=True)
     _mount(folders, tree)
-    if fresh:
+    if not fresh:
+        _check_host_key(container, keys)
+    else:
         _first_files(container, keys)
         write_atomically(folders.made, json.dumps(_origin(container) | {"tree": str(tree)}))
     return fresh
@@ -147,6 +156,16 @@ def _tree_of(container: Container) -> Path:
     return tree
 
 
+def _check_host_key(container: Container, keys: LabKeys) -> None:
+    """Raise RequestError if the lab's keys are not those that the node's disks were made with."""
+    shown = (container.folders.root / _HOST_KEY).with_suffix(".pub")
+    if not shown.exists() or shown.read_text().split()[:2] != keys.host[container.node.name].split()[:2]:
+        raise RequestError(
+            f"{container.node.name}: the host key on its disk is not the pinned one, so it would be refused",
+            f"Put the keys of lab {container.spec.site} back, or destroy the lab and bring it up again.",
+        )
+
+
 def _make_empty(container: Container) -> None:
     folders = container.folders
     detach(folders)
@@ -179,7 +198,7 @@ def _first_files(container: Container, keys: LabKeys) -> None:
     _write(base / "etc/systemd/system/mlops-lab-mounts.service", _MOUNTS_UNIT)
     _enable(base)
     _ssh(base, keys, host_private_key(spec, node.name), keys.host[node.name])
-    _deploy_user(base, keys.deploy_public)
+    _ssh_user(base, spec.user, keys.user_public)
 
 
 def _enable(base: Path) -> None:
@@ -200,24 +219,24 @@ def _enable(base: Path) -> None:
 def _ssh(base: Path, keys: LabKeys, private: str, public: str) -> None:
     for old in (base / "etc/ssh").glob("ssh_host_*"):
         old.unlink()
-    _write(base / "etc/ssh/ssh_host_ed25519_key", private, 0o600)
-    _write(base / "etc/ssh/ssh_host_ed25519_key.pub", f"{public}\n")
+    _write(base / _HOST_KEY, private, 0o600)
+    _write((base / _HOST_KEY).with_suffix(".pub"), f"{public}\n")
     _write(base / "etc/ssh/sshd_config.d/10-lab.conf", _SSHD)
 
 
-def _deploy_user(base: Path, public_key: str) -> None:
-    home, identity = f"/home/{DEPLOY_USER}", f"{DEPLOY_UID}:{DEPLOY_UID}"
-    _append(base / "etc/passwd", f"{DEPLOY_USER}:x:{identity}::{home}:/bin/bash\n")
-    _append(base / "etc/group", f"{DEPLOY_USER}:x:{DEPLOY_UID}:\n")
+def _ssh_user(base: Path, name: str, public_key: str) -> None:
+    home, identity = f"/home/{name}", f"{_USER_ID}:{_USER_ID}"
+    _append(base / "etc/passwd", f"{name}:x:{identity}::{home}:/bin/bash\n")
+    _append(base / "etc/group", f"{name}:x:{_USER_ID}:\n")
     # No password: only the key lets anyone in.
-    _append(base / "etc/shadow", f"{DEPLOY_USER}:*:20000:0:99999:7:::\n")
-    _append(base / "etc/gshadow", f"{DEPLOY_USER}:!::\n")
-    _write(base / "etc/sudoers.d/90-deploy", f"{DEPLOY_USER} ALL=(ALL) NOPASSWD: ALL\n", 0o440)
+    _append(base / "etc/shadow", f"{name}:*:20000:0:99999:7:::\n")
+    _append(base / "etc/gshadow", f"{name}:!::\n")
+    _write(base / f"etc/sudoers.d/90-{name}", f"{name} ALL=(ALL) NOPASSWD: ALL\n", 0o440)
     keys_file = base / home.strip("/") / ".ssh/authorized_keys"
     _write(keys_file, f"{public_key}\n", 0o600)
     for path, mode in ((keys_file.parents[1], 0o755), (keys_file.parent, 0o700), (keys_file, 0o600)):
         path.chmod(mode)
-        os.chown(path, DEPLOY_UID, DEPLOY_UID)
+        os.chown(path, _USER_ID, _USER_ID)
 
 
 def _append(path: Path, line: str) -> None:

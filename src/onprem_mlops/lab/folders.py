@@ -55,6 +55,11 @@ class NodeFolders:
         return self.base / "keeper.lock"
 
     @property
+    def relay_lock(self) -> Path:
+        """Locked as long as a relay impairs the node's network; holds the relay's process number."""
+        return self.base / "relay.lock"
+
+    @property
     def keeper_script(self) -> Path:
         """The keeper's script, written at each start."""
         return self.base / "keeper.sh"
@@ -68,7 +73,7 @@ class LabFolders:
 
     @property
     def base(self) -> Path:
-        """The folder that `destroy` removes."""
+        """What belongs to the lab alone; keys, secrets and authority of its site lie beside it."""
         return paths.site_state(self.site) / "lab"
 
     @property
@@ -77,14 +82,9 @@ class LabFolders:
         return self.base / "lock"
 
     @property
-    def keys(self) -> Path:
-        """Host keys of the nodes and the key of the deploy user."""
-        return self.base / "keys"
-
-    @property
     def known_hosts(self) -> Path:
         """The pinned host keys in the form that `ssh` reads."""
-        return self.base / "keys" / "known_hosts"
+        return self.base / "known_hosts"
 
     @property
     def spec(self) -> Path:

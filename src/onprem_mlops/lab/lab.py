@@ -14,8 +14,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from onprem_mlops import paths
 from onprem_mlops.errors import MlopsError, NodesFailed, RequestError
-from onprem_mlops.lab import disks, limits, network, record, root
+from onprem_mlops.lab import disks, impairment, limits, network, record, root
 from onprem_mlops.lab.folders import LabFolders
 from onprem_mlops.lab.host import Pid, locked, require_root, started_at, wait_until
 from onprem_mlops.lab.keys import LabKeys, ensure_keys
@@ -24,6 +25,7 @@ from onprem_mlops.lab.readiness import Answer, listens, ssh_command, unreachable
 from onprem_mlops.lab.spec import LabNode, LabSpec
 from onprem_mlops.lab.supervision import Container, Supervision, leader
 from onprem_mlops.lab.unified import SystemdSupervision
+from onprem_mlops.prerequisites import require
 
 BOOT_SECONDS = 120.0
 """How long a node may take to boot before it counts as failed; on an idle machine it takes under 10."""
@@ -89,6 +91,7 @@ def start(spec: LabSpec, node: str, listener: Listener = silent) -> NodeStatus:
 
 def _up(spec: LabSpec, nodes: tuple[LabNode, ...], listener: Listener) -> tuple[NodeStatus, ...]:
     require_root()
+    require("systemd-nspawn", "ip", "nsenter", "ssh")
     supervision = choose_supervision()
     folders = LabFolders(spec.site)
     disks.check_storage(folders.base)
@@ -118,17 +121,16 @@ def down(spec: LabSpec, listener: Listener = silent) -> None:
 
 
 def destroy(spec: LabSpec, listener: Listener = silent) -> None:
-    """Remove the lab with its disks and keys. Nodes are not shut down first: nothing of them is kept."""
+    """Remove the lab and all of its site's state. Nodes are not shut down first: nothing of them is kept."""
     require_root()
     folders = LabFolders(spec.site)
     if folders.base.exists():
         with locked(folders.lock):
             _take_down(record.read(spec), listener, orderly=False)
-            shutil.rmtree(folders.base)
+            # Keys, secrets and authority of a lab are of no use without it.
+            shutil.rmtree(paths.site_state(spec.site))
     else:
         _take_down(spec, listener, orderly=False)
-    if folders.base.parent.is_dir() and not any(folders.base.parent.iterdir()):
-        folders.base.parent.rmdir()
     if root.release_all(spec.site):
         limits.restore_limits()
         root.forget_all()
@@ -140,8 +142,8 @@ def describe_destruction(spec: LabSpec) -> str:
     known = record.read(spec)
     names = ", ".join(node.name for node in known.nodes)
     return (
-        f"This ends the nodes {names} of lab {spec.site} at once and removes their disks, their keys "
-        f"and bridge {known.bridge}: everything below {LabFolders(spec.site).base}."
+        f"This ends the nodes {names} of lab {spec.site} at once and removes bridge {known.bridge}, the nodes' disks "
+        f"and the site's keys, secrets and authority: everything below {paths.site_state(spec.site)}."
     )
 
 
@@ -173,6 +175,21 @@ def power_cut(spec: LabSpec, node: str) -> None:
     supervision, container = _running(spec, node)
     os.kill(_leader(supervision, container), signal.SIGKILL)
     _wait_off(supervision, container)
+
+
+def netem(spec: LabSpec, node: str, *, delay_ms: float, loss_percent: float) -> str:
+    """Delay and lose packets to a running node, until it reboots or `clear_netem`.
+
+    Returns what does it: `netem` of the kernel, or `relay`, a program of ours where the kernel has none.
+    """
+    supervision, container = _running(spec, node)
+    return impairment.impair(container, _leader(supervision, container), delay_ms, loss_percent)
+
+
+def clear_netem(spec: LabSpec, node: str) -> None:
+    """Take delay and loss away again."""
+    supervision, container = _running(spec, node)
+    impairment.clear(container, leader(supervision, container))
 
 
 def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, listener: Listener) -> bool:
@@ -225,6 +242,7 @@ def _take_down(spec: LabSpec, listener: Listener, *, orderly: bool) -> None:
         if leader(supervision, container):
             listener("powering off" if orderly else "ending", node.name)
             (_power_off if orderly else _cut)(supervision, container)
+        impairment.clear(container, None)
         supervision.forget(container)
         disks.detach(container.folders)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onprem_mlops.lab.folders import LabFolders
-from onprem_mlops.lab.keys import DEPLOY_USER
+from onprem_mlops.lab.keys import user_key
 from onprem_mlops.lab.spec import LabNode, LabSpec
 
 _SSH_PORT = 22
@@ -42,8 +42,8 @@ def ssh_command(spec: LabSpec, node: LabNode, *remote: str, batch: bool = True) 
     if batch:
         options["BatchMode"] = "yes"
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    key = str(folders.keys / "deploy")
-    return ["ssh", "-F", "none", *words, "-i", key, f"{DEPLOY_USER}@{node.address}", *remote]
+    key = str(user_key(spec))
+    return ["ssh", "-F", "none", *words, "-i", key, f"{spec.user}@{node.address}", *remote]
 
 
 _ASK = "systemctl is-system-running --wait; systemctl list-units --failed --plain --no-legend | cut -d' ' -f1"

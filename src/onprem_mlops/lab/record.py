@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from onprem_mlops.errors import RequestError
@@ -14,7 +15,7 @@ from onprem_mlops.lab.spec import LabNode, LabSpec
 def check_and_write(spec: LabSpec) -> None:
     """Record the lab. Raises RequestError if it exists with another network or bridge, or other data folders."""
     known = read(spec)
-    for what in ("network", "bridge", "data_folders"):
+    for what in ("network", "bridge", "user", "controller", "data_folders"):
         before, now = getattr(known, what), getattr(spec, what)
         if before != now:
             raise RequestError(
@@ -38,6 +39,8 @@ def read(spec: LabSpec) -> LabSpec:
         ),
         network=IPv4Network(known["network"]),
         bridge=known["bridge"],
+        user=known["user"],
+        host_address=IPv4Address(known["host_address"]),
         data_folders=tuple(known["data_folders"]),
     )
 
@@ -45,13 +48,15 @@ def read(spec: LabSpec) -> LabSpec:
 def _joined(known: LabSpec, spec: LabSpec) -> LabSpec:
     names = {node.name for node in spec.nodes}
     gone = tuple(node for node in known.nodes if node.name not in names)
-    return LabSpec(spec.site, spec.nodes + gone, spec.network, spec.bridge, spec.data_folders)
+    return replace(spec, nodes=spec.nodes + gone)
 
 
 def _plain(spec: LabSpec) -> dict[str, object]:
     return {
         "network": str(spec.network),
         "bridge": spec.bridge,
+        "user": spec.user,
+        "host_address": str(spec.controller.ip),
         "data_folders": list(spec.data_folders),
         "nodes": [
             {

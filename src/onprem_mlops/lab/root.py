@@ -12,6 +12,7 @@ from onprem_mlops import paths
 from onprem_mlops.lab.folders import shared_folder
 from onprem_mlops.lab.host import locked, run
 from onprem_mlops.lab.spec import Release
+from onprem_mlops.prerequisites import require
 
 PACKAGES = (
     "systemd",
@@ -82,6 +83,7 @@ def _archive(release: Release) -> Path:
     archive = paths.cache_dir() / "lab" / f"root-{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
     with locked(archive.with_suffix(".lock")):
         if not archive.exists():
+            require("mmdebstrap", "tar")
             temporary = archive.with_name(f".{archive.name}")
             options = [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
             packages = f"--include={','.join(PACKAGES)}"

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal, Self, get_args
 
 from onprem_mlops.errors import RequestError
+from onprem_mlops.site import Site
 
 Release = Literal["bookworm", "trixie"]
 
@@ -17,34 +18,40 @@ LAB_NETWORKS = IPv4Network("10.77.0.0/16")
 DATA_FOLDERS = ("/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd")
 """Folders of a node that need a real file system: containerd's snapshots are overlays, and overlays do not stack."""
 
+DEFAULT_USER = "mlops"
+
 INTERFACE_NAME_LIMIT = 15
 """The kernel's limit on interface names (IFNAMSIZ - 1)."""
+
+_RELEASES: dict[Literal[12, 13] | None, Release] = {None: "bookworm", 12: "bookworm", 13: "trixie"}
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
 class LabNode:
-    """One node. `memory_mib` limits all its processes together; None leaves it the machine's memory.
-
-    `disk_label` is shown where the node's disks are named: a lab node's disks are folders of this machine.
-    """
+    """One node. `memory_mib` limits all its processes together; None leaves it the machine's memory."""
 
     name: str
     address: IPv4Address
     release: Release = "bookworm"
     memory_mib: int | None = None
-    disk_label: str = "simulated"
 
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """A whole lab. Raises RequestError, naming every problem at once, if it cannot be built."""
+    """A whole lab. Raises RequestError, naming every problem at once, if it cannot be built.
+
+    `user` is the SSH user, who has sudo without a password. `host_address` is this machine's address on the bridge;
+    None takes the first of the network. `data_folders` of each node lie on this machine's own file system.
+    """
 
     site: str
     nodes: tuple[LabNode, ...]
     network: IPv4Network
     bridge: str
+    user: str = DEFAULT_USER
+    host_address: IPv4Address | None = None
     data_folders: tuple[str, ...] = field(default=DATA_FOLDERS)
 
     def __post_init__(self) -> None:
@@ -55,8 +62,9 @@ class LabSpec:
 
     @property
     def controller(self) -> IPv4Interface:
-        """The address of this machine on the lab's bridge: the first of the network."""
-        return IPv4Interface(f"{self.network.network_address + 1}/{self.network.prefixlen}")
+        """The address of this machine on the lab's bridge."""
+        address = self.host_address or self.network.network_address + 1
+        return IPv4Interface(f"{address}/{self.network.prefixlen}")
 
     def node(self, name: str) -> LabNode:
         """The node of that name. Raises RequestError if there is none."""
@@ -88,6 +96,22 @@ class LabSpec:
             bridge=bridge or bridge_name(site),
         )
 
+    @classmethod
+    def from_site(cls, site: Site) -> Self:
+        """The lab that a site file describes. Raises RequestError if the site is no lab."""
+        if site.lab is None:
+            raise RequestError(
+                f"site {site.name} is no lab", "Only a site with a `lab:` section is made on this machine."
+            )
+        return cls(
+            site=site.name,
+            nodes=tuple(LabNode(node.name, node.address, _RELEASES[node.release]) for node in site.nodes),
+            network=site.networks.nodes,
+            bridge=site.lab.bridge,
+            user=site.ssh.user,
+            host_address=site.lab.host_address,
+        )
+
 
 def bridge_name(site: str) -> str:
     """The bridge of a site, cut to what the kernel allows."""
@@ -109,6 +133,10 @@ def _site_problems(spec: LabSpec) -> list[str]:
         for folder in spec.data_folders
         if not re.fullmatch(r"/(var|srv)(/[A-Za-z0-9._-]+)+", folder) or ".." in folder
     ]
+    if spec.host_address and spec.host_address not in spec.network:
+        problems.append(f"this machine's address {spec.host_address} is outside the lab's network {spec.network}")
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", spec.user) or spec.user == "root":
+        problems.append(f"SSH user {spec.user!r} is no user name, or is root, who must not log in")
     if not spec.nodes:
         problems.append("there is no node")
     return problems
