@@ -9,6 +9,7 @@ from __future__ import annotations
 import graphlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -82,7 +83,7 @@ class Graph:
     @property
     def nodes(self) -> tuple[Node, ...]:
         """Every node that a step runs on, in the order first met."""
-        return tuple(dict.fromkeys(node for step in self.steps for node in step.nodes))
+        return tuple({node.name: node for step in self.steps for node in step.nodes}.values())
 
 
 def load_phase(name: str) -> Phase:
@@ -231,3 +232,9 @@ def _ordered(steps: list[PlannedStep]) -> tuple[PlannedStep, ...]:
         return tuple(kept[identity] for identity in sorter.static_order())
     except graphlib.CycleError as error:
         raise RequestError(f"these steps need each other in a circle: {' → '.join(error.args[1])}") from None
+
+
+def under_pyinfra() -> bool:
+    """Whether a phase file is being read by the plain `pyinfra` command and must lay itself down."""
+    pyinfra = sys.modules.get("pyinfra")
+    return pyinfra is not None and bool(getattr(pyinfra, "is_cli", False))

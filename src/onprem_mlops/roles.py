@@ -12,5 +12,21 @@ from onprem_mlops.site.role import (
     Secret,
     find_roles,
 )
+from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, removal, step
 
-__all__ = ["ALL", "Certificate", "Opening", "Problem", "Role", "RoleSettings", "Secret", "find_roles"]
+__all__ = [
+    "ALL",
+    "Certificate",
+    "Context",
+    "KnownLater",
+    "Opening",
+    "Pending",
+    "Problem",
+    "PublishedFile",
+    "Role",
+    "RoleSettings",
+    "Secret",
+    "find_roles",
+    "removal",
+    "step",
+]

@@ -272,7 +272,7 @@ def _frame(command: str, stdin: str | None, word: str, *, inside: bool) -> str:
     lock (see Connection.hold): a command must not keep it.
     """
     quoted = shlex.quote(command)
-    run = f"eval {quoted}" if inside else f"( eval {quoted} ) 9>&-"
+    run = f"eval {quoted}" if inside else f"( exec 9>&-; eval {quoted} )"
     source = "</dev/null" if stdin is None else f"<<'{word}'\n{stdin.removesuffix(chr(10))}\n{word}"
     return (
         f"printf '<%s>\\n' {word}; printf '<%s>\\n' {word} >&2\n"

@@ -38,10 +38,10 @@ class Pending:
     def __getattribute__(self, name: str) -> NoReturn:
         raise KnownLater(object.__getattribute__(self, "_step"))
 
-    def __str__(self) -> NoReturn:
+    def _touched(self, *_: object) -> NoReturn:
         raise KnownLater(object.__getattribute__(self, "_step"))
 
-    __bool__ = __iter__ = __getitem__ = __format__ = __len__ = __call__ = __str__  # type: ignore[assignment]
+    __str__ = __bool__ = __iter__ = __getitem__ = __format__ = __len__ = __call__ = _touched  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,15 @@ mountpoint -q /run/bpf || mount -t bpf bpf /run/bpf
 exit 0
 """
 
+ENDED = "usr/local/lib/mlops-lab/ended"
+"""Where a node notes how it ends, as systemd names it (reboot, poweroff, halt); a power cut leaves no note."""
+
+_SHUTDOWN = f"""\
+#!/bin/sh
+# Run by systemd as the last thing. The lab has no other way to learn it once the node's keeper was lost.
+echo "$1" >/{ENDED}
+"""
+
 _MOUNTS_UNIT = """\
 [Unit]
 Description=Make control groups and kernel parameters of this lab node writable
@@ -196,6 +205,7 @@ def _first_files(container: Container, keys: LabKeys) -> None:
     _write(base / "etc/systemd/network/10-host0.network", network)
     _write(base / "usr/local/lib/mlops-lab/mounts", _MOUNTS_SCRIPT, 0o755)
     _write(base / "etc/systemd/system/mlops-lab-mounts.service", _MOUNTS_UNIT)
+    _write(base / "usr/lib/systemd/system-shutdown/mlops-lab", _SHUTDOWN, 0o755)
     _enable(base)
     _ssh(base, keys, host_private_key(spec, node.name), keys.host[node.name])
     _ssh_user(base, spec.user, keys.user_public)

@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.lab import nspawn
+from onprem_mlops.lab import disks, nspawn
 from onprem_mlops.lab.host import Pid, command_line, is_locked, mounts, parent_process, wait_until
 from onprem_mlops.lab.spec import LabSpec
 from onprem_mlops.lab.supervision import Container, leader
@@ -41,11 +41,12 @@ exit $status
 
 _START = "status={reboot}"
 
-# Not our child, so its exit status is lost: what it said last tells a reboot from a power-off.
+# Not our child, so its exit status is lost: what the node noted last tells a reboot from a power-off or power cut.
 _ADOPT = """\
+rm -f {ended}
 tail --pid={pid} -f /dev/null 9>&-
 status=0
-tail -n 3 {console} | grep -q 'is being rebooted' && status={reboot}"""
+grep -qs reboot {ended} && status={reboot}"""
 
 
 class LegacySupervision:
@@ -63,8 +64,8 @@ class LegacySupervision:
         parent = parent_process(init) if init else None
         if parent is None or not _is_nspawn(parent, container):
             return False
-        console = shlex.quote(str(container.folders.console))
-        self._keep(container, _ADOPT.format(pid=parent, console=console, reboot=nspawn.REBOOT_STATUS))
+        ended = shlex.quote(str(container.folders.root / disks.ENDED))
+        self._keep(container, _ADOPT.format(pid=parent, ended=ended, reboot=nspawn.REBOOT_STATUS))
         return True
 
     def supervised(self, container: Container) -> bool:

@@ -114,6 +114,16 @@ def _sha256(path: Path) -> str:
 def _unpack(archive: Path, tree: Path) -> None:
     temporary = tree.with_name(f".{tree.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
-    run("tar", "--xattrs", "--xattrs-include=*", "-C", str(temporary), "--numeric-owner", "-xpf", str(archive), timeout=600)
+    run(
+        "tar",
+        "--xattrs",
+        "--xattrs-include=*",
+        "-C",
+        str(temporary),
+        "--numeric-owner",
+        "-xpf",
+        str(archive),
+        timeout=600,
+    )
     temporary.chmod(0o755)
     temporary.replace(tree)

@@ -102,7 +102,7 @@ def _check_groups(document: Document, loc: Loc, node: Node, parts: Parts) -> Non
     if not node.groups:
         document.report(
             (*loc, "groups"),
-            f'node "{node.name}" is in no group, so nothing would run on it; {suggest("", known)}',
+            f'node "{node.name}" is in no group, so nothing would run on it; put it into one of: {", ".join(sorted(known))}',
         )
     seen: set[str] = set()
     for index, group in enumerate(node.groups):
@@ -227,14 +227,24 @@ def _check_key(document: Document, key: Path) -> None:
     loc = ("ssh", "key")
     if document.at(loc) == "generated":
         return
-    if not key.is_file():
-        document.report(loc, f"there is no file {key}; make a key with ssh-keygen -t ed25519, or write where yours is")
-        return
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & 0o077:
-        document.report(loc, f"{key} has mode {mode:o}, so others can read it and ssh refuses it; run chmod 600 on it")
+    shown = _with_tilde(key)
+    try:
+        mode = stat.S_IMODE(key.stat().st_mode) if key.is_file() else None
+    except PermissionError:
+        mode = None
+    if mode is None:
+        message = f"there is no file {shown}; make a key with ssh-keygen -t ed25519, or write where yours is"
+        document.report(loc, message)
+    elif mode & 0o077:
+        message = f"{shown} has mode {mode:o}, so others can read it and ssh refuses it; run chmod 600 {shown}"
+        document.report(loc, message)
     elif not os.access(key, os.R_OK):
-        document.report(loc, f"{key} cannot be read by you; use a key of your own")
+        document.report(loc, f"{shown} cannot be read by you; use a key of your own")
+
+
+def _with_tilde(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def check_names(document: Document, site: Site) -> None:

@@ -76,7 +76,7 @@ class Document:
             if loc in self.starts:
                 return self.starts[loc]
             loc = loc[:-1]
-        return Position(1, 1)
+        return self.starts.get((), Position(1, 1))
 
     def has(self, loc: Loc) -> bool:
         """Whether the file has something at ``loc``."""
@@ -130,6 +130,8 @@ def read_text(text: str, path: str) -> Document:
     except YAMLError as error:
         line = str(error).splitlines()[0] if str(error) else "it cannot be parsed"
         document.report_at(Position(1, 1), f"not YAML: {line}; write it in UTF-8 without control characters")
+    except RecursionError:
+        document.report_at(Position(1, 1), "the file is nested too deeply to read; no list here holds a list")
     else:
         if root is not None:
             document.values = _Reader(document).value(root, ())
@@ -165,9 +167,14 @@ class _Reader:
 
     def __init__(self, document: Document) -> None:
         self._document = document
+        self._seen: set[int] = set()
 
     def value(self, node: Node, loc: Loc) -> object:
         """The plain value of ``node``, which stands at ``loc``."""
+        if id(node) in self._seen:
+            self._document.report(loc, "aliases (`*name`) are not used here; write the value out")
+            return None
+        self._seen.add(id(node))
         self._document.starts[loc] = _mark(node.start_mark)
         tag = str(node.tag or "").rpartition(":")[2]
         if tag not in _PLAIN_TAGS:

@@ -36,7 +36,7 @@ def shown(value: object, loc: Loc = ()) -> str:
         return "(a value that is not shown)"
     match value:
         case None:
-            return "nothing"
+            return "empty"
         case bool():
             return str(value).lower()
         case str():
@@ -51,6 +51,7 @@ def shown(value: object, loc: Loc = ()) -> str:
 
 def report(error: ValidationError, document: Document, base: Loc, annotation: object) -> None:
     """Note every error of a validation of what stands at ``base`` and has the type ``annotation``."""
+    alternatives: dict[Loc, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         loc = (*base, *(step for step in details["loc"] if step != "[key]"))
         relative = loc[len(base) :]
@@ -62,7 +63,20 @@ def report(error: ValidationError, document: Document, base: Loc, annotation: ob
                 word = str(loc[-1])
                 document.report(loc, f"unknown key `{word}`; {suggest(word, known)}", at_key=True)
             case _:
-                document.report(loc, _message(details, loc))
+                alternatives.setdefault(_place(document, loc), []).append(details)
+    for loc, several in alternatives.items():
+        # Where more than one type is allowed, pydantic gives an error for each.
+        message = _message(several[0], loc)
+        others = [_message(details, loc).partition("; ")[2] for details in several[1:]]
+        document.report(loc, ", or ".join([message, *dict.fromkeys(others)]))
+
+
+def _place(document: Document, loc: Loc) -> Loc:
+    """The longest part of ``loc`` that the file has: pydantic adds the type it tried to the way."""
+    known = loc
+    while known and not document.has(known):
+        known = known[:-1]
+    return known or loc
 
 
 def _missing(loc: Loc, annotation: object) -> str:
@@ -147,8 +161,10 @@ def _message(details: ErrorDetails, loc: Loc) -> str:
     name = _name(loc)
     if kind == "value_error":
         return f"{name}: {context['error']}"
-    if kind in ("ip_v4_network", "ip_v4_address") and (better := _nearest_network(given)):
+    if kind == "ip_v4_network" and (better := _nearest_network(given)):
         return f"{name} is {shown(given, loc)}, which has host bits set; write {better}"
+    if kind == "ip_v4_address" and _nearest_network(given):
+        return f"{name} is {shown(given, loc)}; write it without the prefix length: {str(given).partition('/')[0]}"
     if kind == "literal_error":
         return f"{name} is {shown(given, loc)}; write {_one_of(context['expected'])}"
     wanted = _WANTED.get(kind) or _limit(kind, context) or details["msg"][0].lower() + details["msg"][1:]
@@ -167,16 +183,22 @@ def _limit(kind: str, context: Mapping[str, Any]) -> str:
         case "less_than_equal":
             return f"{context['le']} or less is wanted"
         case "greater_than":
-            return f"more than {context['gt']} is wanted"
+            return f"more than {context['gt']:g} is wanted"
         case "less_than":
-            return f"less than {context['lt']} is wanted"
-        case "too_short" | "string_too_short":
-            return f"at least {context.get('min_length', 1)} is wanted"
-        case "too_long" | "string_too_long":
-            return f"at most {context.get('max_length')} is wanted"
+            return f"less than {context['lt']:g} is wanted"
+        case "too_short" | "too_long":
+            return _length(context, "entries")
+        case "string_too_short" | "string_too_long":
+            return _length(context, "characters")
         case "string_pattern_mismatch":
             return f"it must match {context['pattern']}"
     return ""
+
+
+def _length(context: Mapping[str, Any], what: str) -> str:
+    if "min_length" in context:
+        return f"{context['min_length']} or more {what} are wanted"
+    return f"{context['max_length']} {what} at most are wanted"
 
 
 def _nearest_network(given: object) -> str:

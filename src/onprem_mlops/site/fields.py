@@ -37,6 +37,8 @@ def domain(value: str) -> str:
     """A DNS domain of two or more labels, without the final dot."""
     if value != value.lower() and all(_LABEL.fullmatch(part) for part in value.lower().split(".")):
         raise ValueError(f'"{value}" has upper-case letters; write "{value.lower()}"')
+    if value.endswith(".") and len(value) > 1:
+        raise ValueError(f'"{value}" ends with a dot; write "{value.rstrip(".")}"')
     parts = value.split(".")
     if len(parts) < 2 or len(value) > 200 or not all(_LABEL.fullmatch(part) for part in parts):
         raise ValueError(f'"{value}" is not a domain; write two or more DNS labels, such as "mlops.example.com"')
@@ -105,14 +107,14 @@ def host_key(value: str) -> str:
     advice = 'write the line that "ssh-keyscan -t ed25519 ADDRESS" gives, without the address: "ssh-ed25519 AAAA…"'
     algorithm, _, rest = value.strip().partition(" ")
     if algorithm != "ssh-ed25519":
-        raise ValueError(f'host key has the algorithm "{algorithm}", only ssh-ed25519 is pinned; {advice}')
+        raise ValueError(f'the algorithm is "{algorithm}", and only ssh-ed25519 is pinned; {advice}')
     encoded = rest.split(" ", 1)[0]
     try:
         blob = base64.b64decode(encoded, validate=True)
     except binascii.Error:
-        raise ValueError(f"host key is not base64 after the algorithm; {advice}") from None
+        raise ValueError(f"what follows the algorithm is not base64; {advice}") from None
     if len(blob) != 51 or blob[:19] != b"\x00\x00\x00\x0bssh-ed25519" + b"\x00\x00\x00\x20":
-        raise ValueError(f"host key is damaged (it does not hold one ed25519 key); {advice}")
+        raise ValueError(f"the key is damaged (it does not hold one ed25519 key); {advice}")
     return f"{algorithm} {encoded}"
 
 

@@ -85,7 +85,8 @@ class _Loader:
             if info.is_required():
                 hint = str(info.description).rstrip(".")
                 self._document.report((), f"`{name}` is missing; add `{name}:` ({hint})")
-            return None
+                return None
+            return info.get_default(call_default_factory=True, validated_data={})
         annotation = _field(name)
         if name == "lab" and self._document.at((name,)) is None:
             # `lab:` with nothing under it says "a lab, with all defaults".
@@ -103,7 +104,8 @@ class _Loader:
         """The nodes in order; None in the place of a wrong one."""
         listed = self._list("nodes")
         if not listed and (listed is not None or not self._document.has(("nodes",))):
-            self._document.report(("nodes",), "the site has no nodes; add at least one under `nodes:`", at_key=True)
+            message = "the site has no nodes; add at least one under `nodes:`"
+            self._document.report(("nodes",), message, at_key=True)
         return tuple(self._valid(Node, ("nodes", index)) for index in range(len(listed or ())))
 
     def _list(self, name: str) -> list[object] | None:
@@ -122,7 +124,9 @@ class _Loader:
         on: dict[str, None] = {}
         for index, name in enumerate(self._list("roles") or ()):
             loc = ("roles", index)
-            if not isinstance(name, str) or name not in self._roles:
+            if not isinstance(name, str):
+                self._document.report(loc, f"the name of a role is wanted, not {explain.shown(name)}; write it as text")
+            elif name not in self._roles:
                 self._document.report(
                     loc, f"unknown role {explain.shown(name)}; {explain.suggest(str(name), self._roles)}"
                 )

@@ -85,7 +85,10 @@ def _key_path(value: object, info: ValidationInfo) -> Path:
         return _lab_keys(info, "ssh key").user_key
     if not isinstance(value, (str, Path)):
         raise ValueError(f"not a path; {_REAL['ssh key']}")
-    return Path(value).expanduser()
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f'"{value}" depends on the current folder; write a path from the root, or one with ~')
+    return path
 
 
 def _one_mebibyte(size: int) -> int:
@@ -211,7 +214,7 @@ class Site(Section):
     name: DnsLabel = Field(description="Short name of the site; names its state folder and its certificate authority.")
     domain: Domain = Field(description="Domain of nodes and services, such as mlops.example.com.")
     description: str = Field(default="", description="What the site is for.")
-    ssh: Ssh = Field(default=Ssh(), description="How the controller reaches every node.")
+    ssh: Ssh = Field(default_factory=Ssh, description="How the controller reaches every node.")
     networks: Networks = Field(description="Networks of nodes, pods and Services.")
     apt: Apt = Field(default=Apt(), description="Where nodes get Debian packages beside the site's own mirror.")
     nodes: tuple[Node, ...] = Field(min_length=1, description="The machines.")

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyinfra.context import host
 from pyinfra.connectors.util import CommandOutput
+from pyinfra.context import host
 
 from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.engine.facts import File, FileState, Probe

@@ -1,0 +1,25 @@
+"""Days 8–14 (Tage 8–14, Infrastruktur): hardware and software, Kubernetes, Git.
+
+Also a plain pyinfra deploy script: pyinfra inventories/lab/inventory.py deploys/infrastructure.py
+"""
+
+from onprem_mlops.plan import Phase, Use, under_pyinfra
+
+PHASE = Phase(
+    name="infrastructure",
+    days="8–14",
+    title="Infrastruktur: hardware and software, Kubernetes, Git",
+    uses=(
+        Use("node"),
+        Use("firewall", here=("node",)),
+        Use("mirror"),
+        Use("containerd", after=("mirror",), here=("node",)),
+        Use("kubernetes", here=("containerd",)),
+        Use("network", after=("kubernetes.init",)),
+    ),
+)
+
+if under_pyinfra():
+    from onprem_mlops.engine.script import lay_down
+
+    lay_down(PHASE)

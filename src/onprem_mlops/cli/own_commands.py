@@ -1,0 +1,129 @@
+"""status, kubeconfig, kubectl, ssh, test, bench: small commands around a site and this repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, Json, write_json
+from onprem_mlops.errors import RequestError
+from onprem_mlops.paths import REPOSITORY, cache_dir
+
+if TYPE_CHECKING:
+    from onprem_mlops.site import Site
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel="Look at a site")(status)
+    app.command(rich_help_panel="Look at a site")(kubeconfig)
+    app.command(rich_help_panel="Look at a site", context_settings=PASS_ON)(kubectl)
+    app.command(rich_help_panel="Look at a site", context_settings=PASS_ON)(ssh)
+    app.command(rich_help_panel="This repository")(test)
+    app.command(rich_help_panel="This repository", context_settings=PASS_ON)(bench)
+
+
+def status(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+    """Show each node: reachable, Debian release, up since, load, memory, failed units."""
+    from onprem_mlops.site import load_site
+    from onprem_mlops.status import node_rows, show_rows
+
+    rows = node_rows(load_site(inventory))
+    show_rows(rows)
+    write_json(json, "status/v1", {"nodes": [row.record() for row in rows]})
+    return 0 if all(row.reachable for row in rows) else 1
+
+
+def _kubeconfig(site: Site) -> Path:
+    path = site.state / "kubeconfig"
+    if not path.exists():
+        raise RequestError(
+            f"site {site.name} has no kubeconfig on this machine yet",
+            "`./mlops deploy infrastructure` fetches it once the cluster stands.",
+        )
+    return path
+
+
+def kubeconfig(inventory: Inventory = DEFAULT_INVENTORY) -> int:
+    """Print the path of the cluster's admin kubeconfig."""
+    from onprem_mlops.site import load_site
+
+    typer.echo(_kubeconfig(load_site(inventory)))
+    return 0
+
+
+def kubectl(context: typer.Context, inventory: Inventory = DEFAULT_INVENTORY) -> int:
+    """Run the site's own kubectl (from the artifact store) with its kubeconfig: kubectl -- get nodes."""
+    from onprem_mlops.artifacts import Store
+    from onprem_mlops.site import load_site
+
+    config = _kubeconfig(load_site(inventory))
+    stored = Store().file("kubernetes", "kubectl")
+    # A blob has no execute bit; a copy named by its digest has, and is made once.
+    binary = cache_dir() / "bin" / f"kubectl-{stored.sha256[:12]}"
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        temporary = binary.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(Path(stored.path).read_bytes())
+        temporary.chmod(0o755)
+        temporary.replace(binary)
+    environment = {**os.environ, "KUBECONFIG": str(config)}
+    return subprocess.run([str(binary), *_after_dashes(context)], env=environment, check=False).returncode
+
+
+def ssh(
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(help="The node's name.")],
+    inventory: Inventory = DEFAULT_INVENTORY,
+) -> int:
+    """Open a shell on a node, or run a command there: ssh w1 -- uptime. The host key is the pinned one."""
+    from onprem_mlops.engine.inventory import endpoint
+    from onprem_mlops.site import load_site
+
+    site = load_site(inventory)
+    to = endpoint(site, site.node(node))
+    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known = site.state / f"known_hosts.{node}"
+    known.write_text(f"{to.name} {to.host_key}\n")
+    options = {
+        "UserKnownHostsFile": str(known),
+        "HostKeyAlias": to.name,
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "LogLevel": "ERROR",
+    }
+    command = ["ssh", "-i", str(to.key), "-p", str(to.port)]
+    command += [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+    return subprocess.run([*command, f"{to.user}@{to.address}", *_after_dashes(context)], check=False).returncode
+
+
+def _after_dashes(context: typer.Context) -> list[str]:
+    return [argument for at, argument in enumerate(context.args) if not (at == 0 and argument == "--")]
+
+
+def test(
+    tier: Annotated[
+        list[str] | None, typer.Option("--tier", help="lint, unit, roles or lab; may be given again. Default: all.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="Leave this tier out, by name.")] = None,
+) -> int:
+    """Run the test tiers in order and show what ran."""
+    from onprem_mlops.tiers import run_tiers
+
+    return run_tiers(tier, without or [])
+
+
+def bench(context: typer.Context, name: Annotated[str, typer.Argument(help="A file of bench/, without .py.")]) -> int:
+    """Run one measurement of bench/ and print its figures with the command that repeats it."""
+    script = REPOSITORY / "bench" / f"{name}.py"
+    if not script.exists():
+        known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py") if not path.stem.startswith("_")))
+        raise RequestError(f"there is no measurement {name!r}", f"There are: {known}.")
+    return subprocess.run([sys.executable, str(script), *_after_dashes(context)], check=False).returncode

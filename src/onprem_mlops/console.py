@@ -1,0 +1,167 @@
+"""What a person sees of a run: one line a step when it ends, and what is running now."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.syntax import Syntax
+from rich.text import Text
+
+from onprem_mlops.engine.results import RunResult, StepResult
+from onprem_mlops.events import (
+    Diff,
+    Event,
+    NodeUnreachable,
+    OperationDone,
+    OperationStarted,
+    RunStarted,
+    StepDone,
+    StepFailed,
+    StepSkipped,
+    StepStarted,
+)
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class RunDisplay:
+    """Listens to a run and shows it. On a terminal running steps are shown live; elsewhere only finished lines."""
+
+    def __init__(self, to: Console = console) -> None:
+        self._to = to
+        self._live: Live | None = None
+        self._begun = time.monotonic()
+        self._running: dict[str, dict[str, str]] = defaultdict(dict)
+        self._open: dict[str, int] = {}
+        self._nodes: dict[str, list[str]] = defaultdict(list)
+        self._changed: dict[str, int] = defaultdict(int)
+        self._slowest: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def showing(self) -> Iterator[RunDisplay]:
+        """Show the live part while the run goes on."""
+        if not self._to.is_terminal:
+            yield self
+            return
+        with Live(console=self._to, refresh_per_second=4, transient=True, get_renderable=self._now) as live:
+            self._live = live
+            yield self
+
+    def _now(self) -> Group:
+        rows: list[Spinner | Text] = []
+        for step, nodes in list(self._running.items()):
+            for node, doing in list(nodes.items()):
+                rows.append(Spinner("dots", Text(f" {step:<28} {node:<10} {doing}", style="dim")))
+        return Group(*rows, Text(f"{time.monotonic() - self._begun:6.1f} s", style="dim"))
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self._begin(event)
+            case StepStarted():
+                self._running[event.step][event.node] = ""
+            case OperationStarted():
+                self._running[event.step][event.node] = event.operation
+            case OperationDone():
+                self._changed[event.step] += 1
+            case StepDone():
+                self._end(event.step, event.node, event.seconds, f"→ {event.later}" if event.later else "")
+            case StepSkipped():
+                self._running[event.step].pop(event.node, None)
+            case StepFailed():
+                self._failed(event)
+            case NodeUnreachable():
+                self._to.print(f"[red]✘ {event.node} unreachable[/red] {escape(event.message)}")
+                self._to.print(f"  {escape(event.advice)}")
+            case _:
+                pass
+
+    def _begin(self, event: RunStarted) -> None:
+        self._begun = time.monotonic()
+        verb = "Plan" if event.planning else "Deploy"
+        self._to.print(f"[bold]{verb} {event.phase}[/bold] on site {event.site}: {', '.join(event.nodes[:12])}")
+
+    def _end(self, step: str, node: str, seconds: float, note: str) -> None:
+        nodes = self._running[step]
+        nodes.pop(node, None)
+        self._nodes[step].append(node)
+        self._slowest[step] = max(self._slowest[step], seconds)
+        if nodes:
+            return
+        changed = self._changed.pop(step, 0)
+        who = ", ".join(self._nodes.pop(step)[:12])
+        what = f"[yellow]{changed} changed[/yellow]" if changed else "[dim]as it should be[/dim]"
+        since = time.monotonic() - self._begun
+        self._to.print(
+            f"[green]✔[/green] {step:<28} {what:<22} {who} [dim]{self._slowest.pop(step):.1f} s "
+            f"(at {since:.0f} s){' ' + note if note else ''}[/dim]"
+        )
+
+    def _failed(self, event: StepFailed) -> None:
+        self._running[event.step].pop(event.node, None)
+        self._to.print(f"[red]✘ {event.step} on {event.node}[/red] {escape(event.operation)} ({event.seconds:.1f} s)")
+        if event.command:
+            self._to.print(f"  command  {escape(event.command)}", overflow="fold")
+        for line in event.output.splitlines():
+            self._to.print(f"  [dim]│[/dim] {escape(line)}", overflow="fold")
+        self._to.print(f"  what to do: {escape(event.advice)}")
+
+
+def show_plan(result: RunResult, to: Console = console) -> None:
+    """Print what a plan found: per step and node each operation that would change something, with its diff."""
+    for step in _by_step(result.steps):
+        if step.outcome == "skipped":
+            to.print(f"[dim]- {step.step} on {step.node}: {step.note}[/dim]")
+            continue
+        for change in step.changes:
+            to.print(f"[yellow]~[/yellow] [bold]{step.step}[/bold] on {step.node}: {escape(change.operation)}")
+            for diff in change.diffs:
+                _show_diff(diff, to)
+            if not change.diffs:
+                for command in change.commands:
+                    to.print(f"    $ {escape(command[:300])}", overflow="fold")
+        if step.outcome == "later":
+            to.print(f"[cyan]?[/cyan] [bold]{step.step}[/bold] on {step.node}: the rest is known {step.note}")
+
+
+def _by_step(steps: Iterable[StepResult]) -> list[StepResult]:
+    order: dict[str, int] = {}
+    for step in steps:
+        order.setdefault(step.step, len(order))
+    return sorted(steps, key=lambda one: (order[one.step], one.node))
+
+
+def _show_diff(diff: Diff, to: Console) -> None:
+    if diff.secret:
+        to.print(f"    {diff.path}: secret content, not shown")
+        return
+    if diff.after is None:
+        to.print(f"    {diff.path}: content too large or not text")
+        return
+    lines = difflib.unified_diff(
+        (diff.before or "").splitlines(), diff.after.splitlines(), diff.path, diff.path, lineterm="", n=2
+    )
+    to.print(Syntax("\n".join(f"    {line}" for line in lines), "diff", background_color="default", word_wrap=True))
+
+
+def show_summary(result: RunResult, to: Console = console) -> None:
+    """Print the last lines of a run: what changed, what failed, what was not reached."""
+    words = "would change" if result.planning else "changed"
+    later = sum(1 for step in result.steps if step.outcome == "later")
+    parts = [f"{result.changed} {words}", f"{len(result.failed)} failed", f"{len(result.unreachable)} unreachable"]
+    if later:
+        parts.append(f"{later} known later")
+    skipped = sum(1 for step in result.steps if step.outcome == "skipped")
+    if skipped:
+        parts.append(f"{skipped} not run")
+    colour = "green" if result.ok else "red"
+    to.print(f"[{colour}]{', '.join(parts)}[/{colour}] in {result.seconds:.1f} s")

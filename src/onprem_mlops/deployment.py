@@ -1,0 +1,167 @@
+"""One run on one site: its lock, its log, its artifacts, secrets and certificates, and the engine."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onprem_mlops.artifacts.publish import StorePublisher
+from onprem_mlops.engine.results import RunResult
+from onprem_mlops.engine.run import Run
+from onprem_mlops.errors import RequestError
+from onprem_mlops.events import Event, Listener, to_all
+from onprem_mlops.plan import Graph, PlannedStep
+from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
+from onprem_mlops.site.material import SiteMaterial
+from onprem_mlops.site.role import Certificate
+from onprem_mlops.steps import Context, Material, Published
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run is to do. `remove_data` only matters to removals."""
+
+    site: Site
+    graph: Graph
+    phase: str
+    planning: bool
+    remove_data: bool = False
+
+
+def carry_out(work: Work, listener: Listener) -> RunResult:
+    """Run a graph on a site. A plan takes no lock and changes nothing, on nodes or here.
+
+    Raises RequestError if somebody else's run holds the site, or a node shows a wrong host key.
+    """
+    with ExitStack() as stack:
+        if not work.planning:
+            stack.enter_context(site_lock(work.site))
+        log = stack.enter_context(_log(work))
+        material = _Watched(SiteMaterial(work.site, planning=work.planning))
+        run = Run(
+            work.site,
+            work.graph,
+            context_maker(work, StorePublisher(work.site), material),
+            to_all((log, listener)),
+            phase=work.phase,
+            planning=work.planning,
+            redact=material.redact,
+        )
+        return run.execute()
+
+
+class _Watched:
+    """The site's material, remembering what it handed out, so that no output of a node can show it."""
+
+    def __init__(self, material: SiteMaterial) -> None:
+        self._material = material
+        self._seen: set[str] = set()
+
+    def secret(self, role: str, name: str) -> Hidden:
+        hidden = self._material.secret(role, name)
+        self._seen.add(hidden.reveal())
+        return hidden
+
+    def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate:
+        return self._material.certificate(role, node, wanted)
+
+    @property
+    def authority_pem(self) -> str:
+        return self._material.authority_pem
+
+    def redact(self, text: str) -> str:
+        """The text with every secret handed out, and anything that looks like a private key, masked."""
+        for value in self._seen:
+            text = text.replace(value, "…")
+        return _PRIVATE_KEY.sub("… private key …", text)
+
+
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL)
+
+
+def context_maker(work: Work, artifacts: Published, material: Material) -> Callable[[PlannedStep, Node], Context[Any]]:
+    """What makes the context of a step on a node; what is the same for all nodes is worked out once."""
+    site = work.site
+    names = site.names
+    openings = {
+        node.name: tuple(one for settings in site.role_settings.values() for one in settings.openings(site, node))
+        for node in site.nodes
+    }
+
+    def make(planned: PlannedStep, node: Node) -> Context[Any]:
+        return Context(
+            site=site,
+            node=node,
+            role=planned.role.name,
+            settings=site.settings(planned.role.name),
+            folder=planned.role.folder,
+            artifacts=artifacts,
+            material=material,
+            planning=work.planning,
+            site_openings=openings,
+            names=names,
+            state=site.state,
+            remove_data=work.remove_data,
+        )
+
+    return make
+
+
+@contextmanager
+def site_lock(site: Site) -> Iterator[None]:
+    """Hold the site on this machine. Raises RequestError naming the holder; a killed holder's lock is free at once."""
+    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (site.state / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = json.loads(file.read() or "{}")
+            since = time.strftime("%H:%M:%S", time.localtime(holder.get("since", time.time())))
+            raise RequestError(
+                f"site {site.name} is held by {holder.get('user', 'somebody')} on {holder.get('host', 'this machine')} "
+                f"(process {holder.get('pid', 'unknown')}) since {since}",
+                "Wait for that run to end, or stop it.",
+            ) from None
+        file.truncate(0)
+        holder = {"user": getpass.getuser(), "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        file.write(json.dumps(holder))
+        file.flush()
+        yield
+
+
+@contextmanager
+def _log(work: Work) -> Iterator[Listener]:
+    """Write every event of the run to `run.jsonl` in a folder of its own, readable by its owner only."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    folder = work.site.state / "runs" / f"{stamp}-{'plan' if work.planning else 'deploy'}-{os.getpid()}"
+    folder.mkdir(parents=True, mode=0o700)
+    _forget_old(folder.parent)
+    with (folder / "run.jsonl").open("w") as file:
+
+        def write(event: Event) -> None:
+            file.write(json.dumps(event.record()) + "\n")
+            file.flush()
+
+        yield write
+
+
+KEPT_RUNS = 200
+"""Logs of runs that are kept; older ones go."""
+
+
+def _forget_old(runs: Path) -> None:
+    for folder in sorted(runs.iterdir())[:-KEPT_RUNS]:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()

@@ -1,0 +1,258 @@
+"""kubeadm: the first control plane, further ones, workers, and undoing what was only half done.
+
+What there is to do is decided by what is there, never by what this run did. A control plane is complete once the
+cluster says so: the last thing that `kubeadm init` makes is the kube-proxy DaemonSet, the last thing that a joining
+control plane gets is its label. Only what the cluster does not know as complete is ever reset.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyinfra import host
+
+from onprem_mlops.engine.facts import Probe
+from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.engine.operations.kubectl import API, LOCAL, PKI
+from onprem_mlops.site import Hidden
+
+LOG = "/var/log/kubeadm"
+_LAST = f"{LOCAL}/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy"
+_CODE = "--output /dev/null --write-out '%{http_code}'"
+
+_INIT_STATE = f"""\
+if [ ! -d /var/lib/etcd/member ]; then
+  if [ -e /etc/kubernetes/admin.conf ] || [ -e {PKI}/ca.crt ]; then echo begun; else echo nothing; fi
+else
+  case "$({API} {_CODE} {_LAST})" in
+    200) echo complete ;;
+    404) echo partial ;;
+    *) echo silent ;;
+  esac
+fi"""
+"""nothing · begun: without a database, so nothing can be lost · partial: the API runs, the end is missing ·
+complete · silent: there is a database but no API answers (starting, or killed before it could)."""
+
+_RESET = "kubeadm reset --force --cri-socket unix:///run/containerd/containerd.sock"
+
+
+def _logged(verb: str, command: str) -> str:
+    """Run with the output in a file: kubeadm outlives a connection that breaks, and the next run waits for its end."""
+    log = f"{LOG}-{verb}.log"
+    return f"{{ {command} >{log} 2>&1 </dev/null || {{ tail -n 25 {log} >&2; exit 1; }}; }}"
+
+
+@operation
+def init(config: str) -> Iterator[Command]:
+    """The first control plane of a cluster, complete; whatever an earlier run left unfinished is finished.
+
+    Args:
+        config: path on the node of kubeadm's configuration.
+    """
+    state = host.get_fact(Probe, command=_INIT_STATE).text.strip()
+    if state == "complete":
+        return
+    again = f"kubeadm init --config {shlex.quote(config)} --skip-token-print"
+    # The files of an earlier try are kept and checked by kubeadm itself; they are no reason to stop.
+    more = (
+        "DirAvailable--var-lib-etcd,Port-6443,Port-10250,Port-10257,Port-10259,Port-2379,Port-2380,"
+        + ",".join(
+            f"FileAvailable--etc-kubernetes-manifests-{one}.yaml"
+            for one in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
+        )
+    )
+    resumed = f"{again} --ignore-preflight-errors={more}"
+    unreadable = (
+        "for one in /etc/kubernetes/*.conf; do [ ! -e $one ] || "
+        'grep -q client- "$one" && kubectl config view --kubeconfig "$one" >/dev/null 2>&1 || rm -f "$one"; done'
+    )
+    yield Command(
+        f"state() {{ {_INIT_STATE}\n}}\n"
+        'now=$(state); tries=0; while [ "$now" = silent ] && [ $tries -lt 60 ] && '
+        "[ -e /etc/kubernetes/manifests/kube-apiserver.yaml ]; do sleep 2; tries=$((tries+1)); now=$(state); done\n"
+        f"case $now in\n complete) ;;\n nothing) {_logged('init', again)} ;;\n"
+        f" begun) {_logged('reset', _RESET)}; {_logged('init', again)} ;;\n"
+        f" *) {unreadable}; {_logged('init', resumed)} ;;\nesac",
+        timeout=900,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What a node needs to be let into the cluster. Lives in memory only.
+
+    `discovery` is a kubeconfig with the cluster's address, its CA and a bootstrap token. `keys` is a tar archive
+    (base64) of what all control planes share: CA keys and the key of service account tokens.
+    """
+
+    discovery: Hidden
+    keys: Hidden
+
+
+@operation
+def token(minutes: int = 30) -> Iterator[Command]:
+    """A new bootstrap token, as the command's output."""
+    yield Command(
+        "kubeadm token create --kubeconfig /etc/kubernetes/admin.conf "
+        f"--ttl {minutes}m --description 'one deploy of onprem-mlops'"
+    )
+
+
+SHARED = tuple(
+    f"{name}.{kind}" for name in ("ca", "front-proxy-ca", "etcd/ca") for kind in ("crt", "key")
+) + ("sa.key", "sa.pub")
+"""What all control planes have in common, below /etc/kubernetes/pki."""
+
+
+def shared_keys() -> Hidden:
+    """The files that all control planes share, as a tar archive in base64, read from a complete control plane."""
+    names = " ".join(SHARED)
+    return Hidden(host.get_fact(Probe, command=f"tar -C {PKI} -c {names} | base64 -w0").text)
+
+
+JOINED = "[ -s /etc/kubernetes/kubelet.conf ] && [ -e /var/lib/kubelet/pki/kubelet-client-current.pem ]"
+"""The kubelet writes its kubeconfig once the cluster has signed its certificate."""
+
+
+def joined() -> bool:
+    """Whether the node's kubelet belongs to a cluster."""
+    return bool(host.get_fact(Probe, command=JOINED).ok)
+
+
+def is_control_plane(node: str, server: str) -> str:
+    """Shell: `complete` if the cluster knows the node as control plane, `partial` if not, `silent` if none answers.
+
+    A control plane that never got its own client certificate says `nothing`.
+    """
+    label = "node-role.kubernetes.io/control-plane"
+    query = f"{server}/api/v1/nodes?labelSelector={label}\\&fieldSelector=metadata.name={node}"
+    return (
+        f"if [ ! -s {PKI}/apiserver-kubelet-client.crt ]; then echo nothing; else "
+        f"case \"$({API} --write-out ' %{{http_code}}' {query} | tr -d '\\n ')\" in "
+        f'*\\"name\\":\\"{node}\\"*200) [ -e /etc/kubernetes/manifests/etcd.yaml ] && echo complete || echo partial ;; '
+        "*200) echo partial ;; *) echo silent ;; esac; fi"
+    )
+
+
+@operation
+def join(config: str, admission: Admission) -> Iterator[Command]:
+    """A worker of the cluster. A join that was cut off before the kubelet was let in is undone first.
+
+    Args:
+        config: path on the node of kubeadm's configuration, which names /run/kubeadm-join/discovery.conf.
+        admission: how it gets in.
+    """
+    if host.get_fact(Probe, command=JOINED).ok:
+        return
+    yield Command(
+        f"{_with_discovery()} if [ -e /var/lib/kubelet/config.yaml ] || [ -e /etc/kubernetes/bootstrap-kubelet.conf ]; "
+        f"then {_logged('reset', _RESET)}; fi; {_logged('join', _join(config))}",
+        stdin=admission.discovery.reveal(),
+        timeout=600,
+    )
+
+
+def _join(config: str) -> str:
+    return f"kubeadm join --config {shlex.quote(config)}"
+
+
+def _with_discovery() -> str:
+    return (
+        "umask 077; mkdir -p /run/kubeadm-join && cat >/run/kubeadm-join/discovery.conf "
+        "&& trap 'rm -rf /run/kubeadm-join' EXIT || exit 1; umask 022;"
+    )
+
+
+@operation
+def join_control_plane(config: str, admission: Admission, *, node: str, server: str) -> Iterator[Command]:
+    """A further control plane. One that the cluster does not know as such yet is taken back and joined anew.
+
+    Args:
+        config: path on the node of kubeadm's configuration.
+        admission: how it gets in, and the keys that it shares with the others.
+        node: its name.
+        server: URL of the API that other control planes answer at.
+    """
+    state = is_control_plane(node, server)
+    if host.get_fact(Probe, command=state).text.strip() == "complete":
+        return
+    forget = f"kubectl --kubeconfig /etc/kubernetes/admin.conf delete node {shlex.quote(node)} --ignore-not-found"
+    undo = f"{{ {forget} >/dev/null 2>&1 || true; }}; {_logged('reset', _RESET)}"
+    unpack = f"mkdir -p {PKI} && printf %s \"$keys\" | base64 -d | tar -C {PKI} -x"
+    yield Command(
+        "IFS= read -r keys; "
+        f"{_with_discovery()} "
+        f"case $({state}) in complete) exit 0 ;; silent) if [ -e /var/lib/etcd/member ]; then "
+        "echo 'the cluster does not answer, so it cannot be told whether this node belongs to it' >&2; exit 1; fi ;; "
+        f"esac; if [ -e {PKI}/ca.crt ] || [ -e /var/lib/kubelet/config.yaml ]; then {undo}; fi; "
+        f"umask 077; {unpack} || exit 1; umask 022; {_logged('join', _join(config))}",
+        stdin=f"{admission.keys.reveal()}\n{admission.discovery.reveal()}",
+        timeout=900,
+    )
+
+
+@operation
+def renewed_manifests(config: str) -> Iterator[Command]:
+    """Static pods of the control plane as the configuration says, written anew if it is newer than they are."""
+    manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+    quoted = shlex.quote(config)
+    # Change times, not what this run did: a run that died in between heals in the next.
+    if host.get_fact(Probe, command=f"[ {manifest} -nt {quoted} ]").ok:
+        return
+    ready = f"{API} --fail --output /dev/null {LOCAL}/readyz"
+    yield Command(
+        f"kubeadm init phase control-plane all --config {quoted} "
+        f"&& kubeadm init phase upload-config kubeadm --config {quoted} && touch {manifest} "
+        f"&& sleep 3 && for i in $(seq 90); do {ready} && exit 0; sleep 1; done; "
+        "echo 'the API server is not ready 90 s after its configuration changed' >&2; crictl ps -a >&2; exit 1",
+        timeout=240,
+    )
+
+
+@operation
+def api_certificate(config: str, names: tuple[str, ...]) -> Iterator[Command]:
+    """The API server's certificate is for all of these names and addresses; a new control plane or endpoint adds some."""
+    certificate = f"{PKI}/apiserver.crt"
+    checks = " && ".join(
+        f"openssl x509 -noout -in {certificate} {'-checkip' if _is_address(one) else '-checkhost'} {shlex.quote(one)} "
+        "| grep -q ' does match '"
+        for one in names
+    )
+    if host.get_fact(Probe, command=checks).ok:
+        return
+    yield Command(
+        f"rm -f {certificate} {PKI}/apiserver.key && kubeadm init phase certs apiserver --config {shlex.quote(config)} "
+        "&& crictl ps --name kube-apiserver --quiet | xargs -r crictl stop --timeout 5"
+    )
+
+
+def _is_address(name: str) -> bool:
+    return name.replace(".", "").isdigit()
+
+
+@operation
+def reset() -> Iterator[Command]:
+    """The node has left the cluster: no static pods, certificates, kubelet state or database of it any more."""
+    if host.get_fact(Probe, command="[ -e /etc/kubernetes/kubelet.conf ] || [ -e /etc/kubernetes/manifests ]").ok:
+        yield Command(_logged("reset", _RESET), timeout=300)
+
+
+@operation
+def kubeconfig(path: str, current: str | None, address: str, server_name: str) -> Iterator[Command]:
+    """The administrator's kubeconfig, as the command's output, if the controller's copy is not the cluster's any more.
+
+    Args:
+        path: where the controller keeps it, for people to see.
+        current: what the controller has now.
+        address: where the controller reaches the API, `address:port`.
+        server_name: the name that the API server's certificate is for.
+    """
+    found = host.get_fact(Probe, command="sed -n 's/^ *client-certificate-data: //p' /etc/kubernetes/admin.conf").text
+    if current and found and found in current and f"https://{address}\n" in current:
+        return
+    endpoint = f"    server: https://{address}\\n    tls-server-name: {server_name}"
+    yield Command(
+        f"sed 's|^ *server: .*|{endpoint}|' /etc/kubernetes/admin.conf # into {shlex.quote(path)} of the controller"
+    )

@@ -1,0 +1,269 @@
+"""Objects of a Kubernetes cluster: applied on the server's side, compared with what is there, waited for.
+
+Everything runs on a control plane node, with the credentials that kubeadm leaves there; none travel. Where one small
+answer is enough the API is asked with curl: it costs a node a twentieth of what kubectl does.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api.facts import FactBase
+
+from onprem_mlops.engine.facts import Probe
+from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.events import Diff
+
+PKI = "/etc/kubernetes/pki"
+KUBECTL = "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf"
+MANAGER = "onprem-mlops"
+"""Field manager: what we apply is ours, and what others set stays theirs."""
+
+API = (
+    f"curl --silent --max-time 10 --cacert {PKI}/ca.crt --cert {PKI}/apiserver-kubelet-client.crt "
+    f"--key {PKI}/apiserver-kubelet-client.key"
+)
+"""curl with the identity that the API server itself has towards kubelets, which kubeadm makes an administrator."""
+
+LOCAL = "https://127.0.0.1:6443"
+_SERVER_SIDE = f"--server-side --force-conflicts --field-manager={MANAGER}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API answered: HTTP status (0: nothing listens) and the object, empty if there was none."""
+
+    status: int
+    body: Mapping[str, Any]
+
+
+class ApiObject(FactBase[Answer]):
+    """One path of the Kubernetes API, asked on a control plane node of its own API server."""
+
+    def command(self, path: str) -> str:
+        return f"{API} --write-out '\\n%{{http_code}}\\n' {shlex.quote(LOCAL + path)} || true"
+
+    def process(self, output: Iterable[str]) -> Answer:
+        *lines, code = [line for line in output if line] or ["0"]
+        body = json.loads("\n".join(lines)) if lines and lines[0].startswith("{") else {}
+        return Answer(int(code), body)
+
+    @staticmethod
+    def default() -> Answer:
+        return Answer(0, {})
+
+
+def api(path: str) -> Answer:
+    """Read a path of the Kubernetes API on the control plane node that the current step runs on."""
+    answer: Answer = host.get_fact(ApiObject, path=path)
+    return answer
+
+
+@operation
+def apply(manifest: str, *, what: str) -> Iterator[Command]:
+    """These objects are in the cluster as the manifest says; fields that it does not name stay as they are.
+
+    Args:
+        manifest: YAML of one or more objects; travels over standard input.
+        what: short name for the diff, such as "namespace monitoring".
+    """
+    # A here-document, so that the text is an argument of no process.
+    text = manifest.removesuffix("\n")
+    difference = host.get_fact(Probe, command=f"{_diff('-f -')} <<'END-OF-MANIFEST'\n{text}\nEND-OF-MANIFEST")
+    yield from _applied(difference.status, difference.text, "-f -", what, stdin=manifest)
+
+
+@operation
+def apply_folder(folder: str, *, what: str) -> Iterator[Command]:
+    """The objects of a kustomization on the node are in the cluster: an upstream manifest and our declared patches."""
+    source = f"-k {shlex.quote(folder)}"
+    difference = host.get_fact(Probe, command=_diff(source))
+    yield from _applied(difference.status, difference.text, source, what, stdin=None)
+
+
+def _diff(source: str) -> str:
+    return f"[ -s /etc/kubernetes/admin.conf ] || exit 3; {KUBECTL} diff {_SERVER_SIDE} {source}"
+
+
+def _applied(status: int, difference: str, source: str, what: str, stdin: str | None) -> Iterator[Command]:
+    # 0: all as it should be. 1: something differs. Else it cannot be compared (no cluster yet, or a kind or namespace
+    # that this very manifest brings): it is applied, and if it cannot be, that fails and says why.
+    if status == 0:
+        return
+    shown = _readable(difference) if status == 1 else (stdin or what)
+    yield Command(
+        f"{KUBECTL} apply {_SERVER_SIDE} {source}",
+        stdin=stdin,
+        diff=Diff(what, None, shown),
+        timeout=300,
+    )
+
+
+def _readable(difference: str) -> str:
+    """kubectl's diff without its temporary paths."""
+    noise = ("diff -u", "--- ", "+++ ")
+    return "\n".join(line for line in difference.splitlines() if not line.startswith(noise))
+
+
+@operation
+def absent(*objects: str, namespace: str = "") -> Iterator[Command]:
+    """No such objects, given as `kind/name`; unknown kinds count as absent."""
+    where = f"-n {shlex.quote(namespace)} " if namespace else ""
+    names = " ".join(shlex.quote(one) for one in objects)
+    found = host.get_fact(Probe, command=f"{KUBECTL} get {where}--ignore-not-found -o name {names}")
+    if found.text.strip():
+        yield Command(f"{KUBECTL} delete {where}--ignore-not-found --wait {names}", timeout=300)
+
+
+@operation
+def rolled_out(*workloads: str, namespace: str, seconds: int = 180) -> Iterator[Command]:
+    """These workloads (`daemonsets/name`, `deployments/name`) run in their newest form, on every node that they should.
+
+    What hinders is printed if they do not within `seconds`.
+    """
+    waiting = [one for one in workloads if not _is_rolled_out(one, namespace)]
+    if waiting:
+        names = " ".join(shlex.quote(one) for one in waiting)
+        where = f"-n {shlex.quote(namespace)}"
+        yield Command(
+            f"for one in {names}; do {KUBECTL} rollout status {where} --timeout={seconds}s $one || "
+            f"{{ {KUBECTL} get pods {where} -o wide >&2; {KUBECTL} get events {where} --field-selector=type=Warning "
+            "--sort-by=.lastTimestamp 2>/dev/null | tail -n 12 >&2; exit 1; }; done",
+            timeout=(seconds + 30) * len(waiting),
+        )
+
+
+def _is_rolled_out(workload: str, namespace: str) -> bool:
+    body = api(f"/apis/apps/v1/namespaces/{namespace}/{workload}").body
+    status, spec = body.get("status", {}), body.get("spec", {})
+    if not body or status.get("observedGeneration") != body["metadata"]["generation"]:
+        return False
+    if body["kind"] == "DaemonSet":
+        wanted = status["desiredNumberScheduled"]
+        return bool(wanted) and wanted == status.get("updatedNumberScheduled") == status.get("numberAvailable")
+    wanted = spec["replicas"]
+    return all(status.get(key) == wanted for key in ("replicas", "updatedReplicas", "availableReplicas"))
+
+
+@operation
+def label_and_taint(
+    node: str, *, labels: Mapping[str, str], taints: tuple[str, ...]
+) -> Iterator[Command]:
+    """A node has these labels and taints, and none that we gave it before and that are no longer asked for.
+
+    Labels and taints of others stay. What is ours is known from the object itself: labels by their field manager, taints
+    by an annotation (the list of taints has only one owner).
+
+    Args:
+        node: its name in the cluster.
+        labels: all that are asked for.
+        taints: all that are asked for, as `key=value:Effect` or `key:Effect`.
+    """
+    found = api(f"/api/v1/nodes/{node}").body
+    ours = _our_labels(found)
+    name = shlex.quote(node)
+    if ours != labels or _annotated(found) != taints:
+        yield Command(
+            f"{KUBECTL} apply {_SERVER_SIDE} -f -",
+            stdin=json.dumps(_node_manifest(node, labels, taints)),
+            diff=Diff(f"labels of node {node}", _lines(ours), _lines(labels)),
+        )
+    present = tuple(_taint(one) for one in found.get("spec", {}).get("taints", ()))
+    stale = [one for one in _annotated(found) or () if one not in taints]
+    changes = [one for one in taints if one not in present]
+    changes += [f"{_key(one)}-" for one in stale if one in present]
+    if changes:
+        yield Command(
+            f"{KUBECTL} taint nodes {name} --overwrite " + " ".join(shlex.quote(one) for one in changes),
+            diff=Diff(f"taints of node {node}", "\n".join(present), "\n".join(changes)),
+        )
+
+
+_TAINTS = f"{MANAGER}/taints"
+
+
+def _annotated(found: Mapping[str, Any]) -> tuple[str, ...] | None:
+    noted = found.get("metadata", {}).get("annotations", {}).get(_TAINTS)
+    return None if noted is None else tuple(noted.split())
+
+
+def _our_labels(found: Mapping[str, Any]) -> dict[str, str]:
+    metadata = found.get("metadata", {})
+    ours: set[str] = set()
+    for entry in metadata.get("managedFields", ()):
+        if entry.get("manager") == MANAGER:
+            fields = entry["fieldsV1"].get("f:metadata", {}).get("f:labels", {})
+            ours |= {key.removeprefix("f:") for key in fields if key != "."}
+    return {key: value for key, value in metadata.get("labels", {}).items() if key in ours}
+
+
+def _node_manifest(node: str, labels: Mapping[str, str], taints: tuple[str, ...]) -> dict[str, Any]:
+    annotations = {_TAINTS: " ".join(taints)}
+    metadata = {"name": node, "labels": dict(labels), "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+
+
+def _taint(one: Mapping[str, str]) -> str:
+    value = f"={one['value']}" if one.get("value") else ""
+    return f"{one['key']}{value}:{one['effect']}"
+
+
+def _key(taint: str) -> str:
+    """`key=value:Effect` as kubectl wants it for removal: `key:Effect`."""
+    key, _, effect = taint.rpartition(":")
+    return f"{key.split('=')[0]}:{effect}"
+
+
+def _lines(labels: Mapping[str, str]) -> str:
+    return "".join(f"{key}={value}\n" for key, value in sorted(labels.items()))
+
+
+def namespace(name: str, *, level: str = "restricted", labels: Mapping[str, str] | None = None) -> str:
+    """A manifest of a namespace for the platform: nothing in or out but DNS, until a policy allows more.
+
+    Args:
+        name: the namespace.
+        level: Pod Security level that is enforced there: "restricted", "baseline" or "privileged".
+        labels: more labels.
+    """
+    enforced = {f"pod-security.kubernetes.io/{mode}": level for mode in ("enforce", "audit", "warn")}
+    objects = [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": {**enforced, **(labels or {})}},
+        },
+        *default_deny(name),
+    ]
+    return "---\n".join(json.dumps(one, indent=1) + "\n" for one in objects)
+
+
+def default_deny(name: str) -> list[dict[str, Any]]:
+    """The two policies that every namespace of a role starts with: deny all, allow questions to the cluster's DNS."""
+    dns = {
+        "to": [
+            {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+                "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+            }
+        ],
+        "ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")],
+    }
+    return [
+        _policy(name, "default-deny", {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
+        _policy(name, "allow-dns", {"podSelector": {}, "policyTypes": ["Egress"], "egress": [dns]}),
+    ]
+
+
+def _policy(namespace: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }

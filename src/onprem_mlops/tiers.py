@@ -1,0 +1,138 @@
+"""The test tiers: lint and types → unit → roles → lab. A tier that cannot run fails, unless left out by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from onprem_mlops.console import console
+from onprem_mlops.errors import MlopsError, RequestError
+from onprem_mlops.paths import REPOSITORY
+
+PYTHON = sys.executable
+PYTEST = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier: what it proves, and its commands."""
+
+    name: str
+    proves: str
+    commands: tuple[tuple[str, ...], ...]
+    needs_nodes: bool = False
+
+
+TIERS = (
+    Tier(
+        "lint",
+        "style and types",
+        (
+            (PYTHON, "-m", "ruff", "check", "."),
+            (PYTHON, "-m", "ruff", "format", "--check", "."),
+            (PYTHON, "-m", "mypy"),
+        ),
+    ),
+    Tier("unit", "the framework, without a node", ((*PYTEST, "tests/unit", "-n", "2", "-q"),)),
+    Tier("roles", "roles as data: settings + facts → commands", ((*PYTEST, "tests/roles", "-n", "2", "-q"),)),
+    Tier("lab", "real nodes, end to end", ((*PYTEST, "tests/lab", "-v", "--durations=15"),), needs_nodes=True),
+)
+
+
+@dataclass(slots=True)
+class Count:
+    """What ran in a tier."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def run_tiers(chosen: list[str] | None, without: list[str]) -> int:
+    """Run tiers in order, stop after the first that fails, print the count of what ran; returns the exit code."""
+    names = [tier.name for tier in TIERS]
+    for name in (*(chosen or ()), *without):
+        if name not in names:
+            raise RequestError(f"there is no tier {name!r}", f"Tiers: {', '.join(names)}.")
+    counts: dict[str, Count] = {}
+    for tier in TIERS:
+        if (chosen and tier.name not in chosen) or tier.name in without:
+            continue
+        console.rule(f"{tier.name}: {tier.proves}")
+        counts[tier.name] = _run(tier)
+        if counts[tier.name].failed or counts[tier.name].problem:
+            break
+    return _report(counts, without)
+
+
+def _run(tier: Tier) -> Count:
+    count = Count()
+    started = time.monotonic()
+    if tier.needs_nodes and (problem := _why_no_nodes()):
+        count.problem = problem
+        return count
+    for command in tier.commands:
+        _one(command, count)
+    count.seconds = time.monotonic() - started
+    return count
+
+
+def _one(command: tuple[str, ...], count: Count) -> None:
+    is_pytest = "pytest" in command
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        last = ""
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            last = line if line.strip() else last
+        status = process.wait()
+    if not is_pytest:
+        count.passed, count.failed = count.passed + (status == 0), count.failed + (status != 0)
+        return
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
+    count.passed += found.get("passed", 0)
+    count.failed += found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0)
+    count.skipped += found.get("skipped", 0)
+    if status != 0 and not count.failed:
+        count.problem = f"pytest ended with status {status}"
+    elif not count.passed:
+        count.problem = "no test ran"
+
+
+def _why_no_nodes() -> str:
+    """Why no lab node can be made on this machine; empty if one can."""
+    from onprem_mlops.prerequisites import require
+
+    if os.geteuid() != 0:
+        return "the lab tier boots nodes and needs root; run it as root or leave it out: --without lab"
+    try:
+        require("systemd-nspawn", "ip", "nft")
+    except MlopsError as error:
+        return f"{error.message}; or leave the tier out: --without lab"
+    return ""
+
+
+def _report(counts: dict[str, Count], without: list[str]) -> int:
+    console.rule("what ran")
+    for name, count in counts.items():
+        state = f"[red]{count.problem}[/red]" if count.problem else ""
+        console.print(
+            f"{name:<6} {count.passed} passed, {count.failed} failed, {count.skipped} skipped "
+            f"in {count.seconds:.0f} s {state}"
+        )
+    for name in without:
+        console.print(f"{name:<6} [yellow]left out by name[/yellow]")
+    bad = any(count.failed or count.problem for count in counts.values())
+    passed = sum(count.passed for count in counts.values())
+    failed = sum(count.failed for count in counts.values()) + sum(1 for count in counts.values() if count.problem)
+    sys.stdout.write(f"\n{passed} passed, {failed} failed, {sum(c.skipped for c in counts.values())} skipped\n")
+    return 1 if bad else 0

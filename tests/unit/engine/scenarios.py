@@ -1,0 +1,230 @@
+"""Scenarios for the engine, each run in a process of its own that gevent has patched first."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
+from typing import Any, cast  # noqa: E402
+
+from pyinfra.connectors.local import LocalConnector  # noqa: E402
+
+from onprem_mlops.engine.facts import file_state  # noqa: E402
+from onprem_mlops.engine.operations import files, shell  # noqa: E402
+from onprem_mlops.engine.results import RunResult  # noqa: E402
+from onprem_mlops.engine.run import Run  # noqa: E402
+from onprem_mlops.events import Event  # noqa: E402
+from onprem_mlops.plan import Graph, PlannedStep  # noqa: E402
+from onprem_mlops.site import Hidden, Node, Site  # noqa: E402
+from onprem_mlops.site.role import Role  # noqa: E402
+from onprem_mlops.steps import Context, Step, StepFunction, step, steps_of  # noqa: E402
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000000"
+NODES = tuple(
+    Node.model_construct(name=name, address=address, groups=("all",), host_key=KEY)
+    for name, address in (("n1", "10.77.9.1"), ("n2", "10.77.9.2"))
+)
+SITE = Site.model_construct(name="test", nodes=NODES)
+ROLE = Role("demo", Path(), "demo", cast("Any", None))
+USER, GROUP = Path("/").owner(), Path("/").group()
+
+
+class Ran:
+    """A run's result and the events that it told."""
+
+    def __init__(self, result: RunResult, events: list[Event]) -> None:
+        self.result = result
+        self.events = events
+
+    def changes(self) -> list[tuple[str, str, str]]:
+        return sorted((one.step, one.node, change.operation) for one in self.result.steps for change in one.changes)
+
+
+def run(*functions: StepFunction, planning: bool = False, folder: Path) -> Ran:
+    """Run step functions as the steps of a role on both nodes (or the first one)."""
+    steps: tuple[Step, ...] = steps_of(SimpleNamespace(**{one.__name__: one for one in functions}))
+    planned = tuple(
+        PlannedStep(
+            f"demo.{one.name}",
+            ROLE,
+            one,
+            NODES[:1] if one.only == "first" else NODES,
+            frozenset(f"demo.{name}" for name in (*one.inputs, *one.after)),
+            frozenset(),
+        )
+        for one in steps
+    )
+    events: list[Event] = []
+
+    def context(planned: PlannedStep, node: Node) -> Context[Any]:
+        own = folder / node.name
+        own.mkdir(exist_ok=True)
+        return cast("Context[Any]", SimpleNamespace(node=node, folder=own, planning=planning))
+
+    engine = Run(
+        SITE, Graph(planned), context, events.append, phase="test", planning=planning, connector=LocalConnector
+    )
+    return Ran(engine.execute(), events)
+
+
+def plan_then_deploy(folder: Path) -> None:
+    @step(on="all")
+    def lay_down(ctx: Context[Any]) -> None:
+        files.directory("data folder", f"{ctx.folder}/data", mode="750", owner=USER, group=GROUP)
+        files.content("setting", f"{ctx.folder}/data/setting", "a = 1\n", mode="640", owner=USER, group=GROUP)
+        shell.run("count", f"echo x >>{ctx.folder}/count", unless=f"test -e {ctx.folder}/count")
+
+    planned = run(lay_down, planning=True, folder=folder)
+    assert not list((folder / "n1").iterdir()), "the plan wrote something"
+    assert planned.result.changed == 6
+    diff = planned.result.steps[0].changes[1].diffs[0]
+    assert (diff.before, diff.after) == (None, "a = 1\n")
+    done = run(lay_down, folder=folder)
+    assert done.changes() == planned.changes()
+    setting = folder / "n2" / "data" / "setting"
+    assert setting.read_text() == "a = 1\n"
+    assert oct(setting.stat().st_mode)[-3:] == "640"
+    assert run(lay_down, planning=True, folder=folder).result.changed == 0
+    setting.write_text("a = 2\n")
+    drift = run(lay_down, planning=True, folder=folder)
+    assert drift.changes() == [("demo.lay_down", "n2", "setting")]
+    assert [one.diffs[0].before for step in drift.result.steps for one in step.changes] == ["a = 2\n"]
+
+
+def second_run(folder: Path) -> None:
+    @step(on="all")
+    def lay_down(ctx: Context[Any]) -> None:
+        files.content("file", f"{ctx.folder}/file", b"\x00\xff", owner=USER, group=GROUP)
+        files.link("link", f"{ctx.folder}/link", "file")
+        files.content("empty", f"{ctx.folder}/empty", "", owner=USER, group=GROUP)
+        files.absent("nothing", f"{ctx.folder}/nothing")
+
+    assert run(lay_down, folder=folder).result.changed == 6
+    again = run(lay_down, folder=folder)
+    assert again.result.changed == 0
+    assert [one.operations for one in again.result.steps] == [4, 4]
+    assert (folder / "n1" / "link").read_bytes() == b"\x00\xff"
+
+
+def values(folder: Path) -> None:
+    @step(on="all", only="first")
+    def token(ctx: Context[Any]) -> str:
+        return shell.run("make token", f"echo t0ken | tee {ctx.folder}/token", unless="false").stdout
+
+    @step(on="all")
+    def names(ctx: Context[Any]) -> str:
+        return ctx.node.name
+
+    @step(on="all")
+    def use(ctx: Context[Any], token: str, names: dict[str, str]) -> None:
+        files.content("before", f"{ctx.folder}/before", "known", owner=USER, group=GROUP)
+        files.content("uses", f"{ctx.folder}/uses", f"{token} {sorted(names.values())}", owner=USER, group=GROUP)
+
+    planned = run(token, names, use, planning=True, folder=folder)
+    assert {one.note for one in planned.result.steps if one.outcome == "later"} == {"after demo.token"}
+    assert ("demo.use", "n2", "before") in planned.changes()
+    assert run(token, names, use, folder=folder).result.ok
+    assert (folder / "n2" / "uses").read_text() == "t0ken ['n1', 'n2']"
+
+
+def failure(folder: Path) -> None:
+    @step(on="all")
+    def break_one(ctx: Context[Any]) -> None:
+        command = "echo no space >&2; exit 7" if ctx.node.name == "n1" else f"touch {ctx.folder}/done"
+        shell.run("work", command, unless="false")
+
+    @step(on="all", after=("break_one",))
+    def follow(ctx: Context[Any]) -> None:
+        files.content("follow", f"{ctx.folder}/follow", "x", owner=USER, group=GROUP)
+
+    ran = run(break_one, follow, folder=folder)
+    assert ran.result.failed == ("n1",)
+    assert not ran.result.ok
+    failed = next(one for one in ran.events if one.kind == "step_failed").record()
+    assert failed["node"] == "n1"
+    assert failed["operation"] == "work"
+    assert "exit 7" in failed["command"]
+    assert failed["output"] == "no space"
+    assert failed["advice"]
+    assert (folder / "n2" / "done").exists(), "the other node did not finish the step"
+    assert not (folder / "n2" / "follow").exists(), "the run did not stop"
+    assert {one.node for one in ran.result.steps if one.outcome == "skipped"} == {"n1", "n2"}
+
+
+def defect(folder: Path) -> None:
+    @step(on="all")
+    def broken(ctx: Context[Any]) -> None:
+        if ctx.node.name == "n1":
+            raise KeyError("no such setting")
+
+    ran = run(broken, folder=folder)
+    assert ran.result.failed == ("n1",)
+    assert "KeyError" in next(one for one in ran.events if one.kind == "step_failed").record()["output"]
+
+
+def memory(folder: Path) -> None:
+    seen: list[str] = []
+
+    @step(on="all", only="first")
+    def read(ctx: Context[Any]) -> None:
+        path = f"{ctx.folder}/file"
+        seen.append(file_state(path).kind)
+        Path(path).write_text("behind its back")
+        seen.append(file_state(path).kind)
+        files.content("other", f"{ctx.folder}/other", "x", owner=USER, group=GROUP)
+        seen.append(file_state(path).kind)
+
+    run(read, folder=folder)
+    assert seen == ["absent", "absent", "file"]
+
+
+def barriers(folder: Path) -> None:
+    order: list[tuple[str, str]] = []
+
+    def note(name: str, node: str) -> None:
+        order.append((name, node))
+
+    @step(on="all")
+    def slow_on_n1(ctx: Context[Any]) -> None:
+        if ctx.node.name == "n1":
+            shell.run("sleep", "sleep 0.5", unless="false")
+        note("slow", ctx.node.name)
+
+    @step(on="all")
+    def free(ctx: Context[Any]) -> None:
+        note("free", ctx.node.name)
+
+    @step(on="all", after=("slow_on_n1",))
+    def barred(ctx: Context[Any]) -> None:
+        note("barred", ctx.node.name)
+
+    run(slow_on_n1, free, barred, folder=folder)
+    assert order.index(("free", "n2")) < order.index(("slow", "n1")), "n2 waited for n1 without need"
+    assert order.index(("barred", "n2")) > order.index(("slow", "n1")), "the barrier did not hold"
+
+
+def secrets(folder: Path) -> None:
+    @step(on="all", only="first")
+    def lay_down(ctx: Context[Any]) -> None:
+        files.content("key", f"{ctx.folder}/key", Hidden("hunter2-secret"), mode="600", owner=USER, group=GROUP)
+
+    for planning in (True, False):
+        ran = run(lay_down, planning=planning, folder=folder)
+        assert ran.result.changed == 1
+        assert "hunter2" not in repr([one.record() for one in ran.events]) + repr(ran.result)
+    key = folder / "n1" / "key"
+    assert key.read_text() == "hunter2-secret"
+    assert oct(key.stat().st_mode)[-3:] == "600"
+
+
+if __name__ == "__main__":
+    chosen: Callable[[Path], None] = globals()[sys.argv[1]]
+    began = time.monotonic()
+    chosen(Path(sys.argv[2]))
+    sys.stdout.write(f"{sys.argv[1]} in {time.monotonic() - began:.2f} s\n")
