@@ -1,0 +1,182 @@
+"""Debian: a flat signed apt repository, and root file systems.
+
+Versions are not pinned in git: a point release removes the replaced version from Debian's mirrors, so a pin would
+break within weeks. What was taken, with version and sha256, is in the store's manifest; apt checks Debian's
+signature before.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+from pathlib import Path
+
+import pysequoia
+from ruamel.yaml import YAML
+
+from onprem_mlops import prerequisites
+from onprem_mlops.artifacts.catalogue import Debian, DebSource, RootfsSource
+from onprem_mlops.artifacts.locks import locked
+from onprem_mlops.artifacts.processes import CommandFailed
+from onprem_mlops.artifacts.sources.workshop import Made, Workshop
+from onprem_mlops.errors import RequestError
+
+KEY_NAME = "onprem-mlops.asc"
+_NUMBERS = {"bookworm": "12", "trixie": "13"}
+
+
+def packages(shop: Workshop, source: Debian) -> tuple[str, ...]:
+    """The package names of the source's list, which gives each a reason."""
+    path = shop.catalogue.folder / source.packages
+    listed = YAML(typ="safe").load(path)
+    if not isinstance(listed, dict) or not all(isinstance(why, str) and why for why in listed.values()):
+        raise RequestError(f"{path}: needs a mapping of package to why it is there")
+    return tuple(sorted(listed))
+
+
+def _sources_list(shop: Workshop, release: str) -> str:
+    debian = shop.catalogue.debian
+    if not debian.keyring.exists():
+        raise RequestError(
+            f"{debian.keyring}: missing, so Debian's signatures cannot be checked",
+            "sudo apt-get install -y debian-archive-keyring",
+        )
+    mirror = os.environ.get("MLOPS_DEBIAN_MIRROR", debian.url)
+    security = f"{mirror}-security" if "MLOPS_DEBIAN_MIRROR" in os.environ else debian.security
+    signed = f"[signed-by={debian.keyring}]"
+    return (
+        f"deb {signed} {mirror} {release} main\n"
+        f"deb {signed} {mirror} {release}-updates main\n"
+        f"deb {signed} {security} {release}-security main\n"
+    )
+
+
+# --- the apt repository
+
+
+def repository(source: DebSource, shop: Workshop) -> Made:
+    """Download the packages and everything they need, and index and sign them as a flat repository."""
+    prerequisites.require("apt-get", "apt-ftparchive")
+    archives = _download(source, shop)
+    root = shop.folder("repository")
+    pool = root / "pool"
+    pool.mkdir()
+    for deb in sorted(archives.glob("*.deb")):
+        deb.rename(pool / deb.name.replace("%3a", "-"))  # an epoch's colon makes trouble in URLs
+    _index(source, shop, root)
+    files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return Made(files, made_with="apt", prefix=f"apt/{source.release}")
+
+
+def _download(source: DebSource, shop: Workshop) -> Path:
+    """Resolve against an empty machine, so that the repository is complete for whatever the node already has."""
+    apt = shop.folder("apt")
+    for folder in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "state/status").touch()
+    (apt / "etc/sources.list").write_text(_sources_list(shop, source.release))
+    configuration = apt / "apt.conf"
+    configuration.write_text(_apt_configuration(apt))
+    env = {"APT_CONFIG": str(configuration), "DEBIAN_FRONTEND": "noninteractive"}
+    shop.run(["apt-get", "-q", "update", "--error-on=any"], env=env)
+    shop.run(["apt-get", "-q", "-y", "--download-only", "install", *packages(shop, source)], env=env)
+    return apt / "cache/archives"
+
+
+def _apt_configuration(apt: Path) -> str:
+    settings = {
+        "APT::Architecture": "amd64",
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "root",  # the cache folder is the user's own, closed to the user _apt
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "3",
+        "Debug::NoLocking": "true",
+        "Dir::Cache": f"{apt}/cache",
+        "Dir::Etc::preferences": f"{apt}/etc/preferences",
+        "Dir::Etc::preferencesparts": f"{apt}/etc/preferences.d",
+        "Dir::Etc::sourcelist": f"{apt}/etc/sources.list",
+        "Dir::Etc::sourceparts": f"{apt}/etc/sources.list.d",
+        "Dir::State": f"{apt}/state",
+        "Dir::State::status": f"{apt}/state/status",
+    }
+    lines = [f'{key} "{value}";' for key, value in settings.items()]
+    return "\n".join(['APT::Architectures { "amd64"; };', *lines, ""])
+
+
+def _index(source: DebSource, shop: Workshop, root: Path) -> None:
+    listing = _capture(["apt-ftparchive", "packages", "pool"], root)
+    (root / "Packages").write_bytes(listing)
+    (root / "Packages.gz").write_bytes(gzip.compress(listing, mtime=0))
+    about = {
+        "Origin": "onprem-mlops",
+        "Label": "onprem-mlops",
+        "Suite": source.release,
+        "Codename": source.release,
+        "Version": _NUMBERS[source.release],
+        "Architectures": "amd64",
+        "Components": "main",
+        "Description": "Debian packages that the nodes need",
+    }
+    options = [part for key, value in about.items() for part in ("-o", f"APT::FTPArchive::Release::{key}={value}")]
+    release = _capture(["apt-ftparchive", *options, "release", "."], root)
+    (root / "Release").write_bytes(release)
+    key = signing_key(shop.folders.keys)
+    signed = pysequoia.sign(key.signer(), release, mode=pysequoia.SignatureMode.CLEAR)
+    (root / "InRelease").write_bytes(signed)
+    (root / KEY_NAME).write_text(str(key.extract_certificate()))
+
+
+def _capture(command: list[str], folder: Path) -> bytes:
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise CommandFailed(f"`{' '.join(command[:2])}` failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def signing_key(folder: Path) -> pysequoia.Tsk:
+    """The store's own OpenPGP key, made on first use, readable by its owner only."""
+    path = folder / "apt.pgp"
+    with locked(folder / "apt.lock"):
+        if not path.exists():
+            folder.chmod(0o700)
+            key = pysequoia.Tsk.generate(
+                "onprem-mlops artifact store",
+                profile=pysequoia.Profile.RFC4880,  # what gpgv of Debian 12 reads
+                cipher_suite=pysequoia.CipherSuite.Cv25519,
+            )
+            _write_private(path, bytes(key))
+        return pysequoia.Tsk.from_bytes(path.read_bytes())
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+# --- root file systems
+
+
+def rootfs(source: RootfsSource, shop: Workshop) -> Made:
+    """A root file system with the listed packages as one uncompressed tar: unpacking speed matters, size does not."""
+    prerequisites.require("mmdebstrap")
+    (shop.work / "sources.list").write_text(_sources_list(shop, source.release))
+    tar, listing = shop.work / "rootfs.tar", shop.work / "packages.txt"
+    options = [f"--variant={source.variant}", f"--include={','.join(packages(shop, source))}", "--format=tar"]
+    options += ["--architectures=amd64", '--aptopt=Acquire::Retries "3"', '--aptopt=APT::Install-Recommends "false"']
+    if not source.documentation:
+        options += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "locale", "doc", "info")]
+        options += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
+    removed = " ".join(f'"$1"{path}' for path in source.remove)
+    hooks = [f'dpkg-query --admindir="$1/var/lib/dpkg" -W > {listing}', *([f"rm -rf {removed}"] if removed else [])]
+    options += [f"--customize-hook={hook}" for hook in hooks]
+    shop.run(
+        ["mmdebstrap", *options, source.release, str(tar), str(shop.work / "sources.list")],
+        env={"SOURCE_DATE_EPOCH": "946684800"},
+    )
+    return Made({"rootfs.tar": tar, "packages.txt": listing}, made_with="mmdebstrap")
