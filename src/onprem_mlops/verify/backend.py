@@ -80,10 +80,17 @@ class NodeHost(testinfra.host.Host):  # type: ignore[misc]
             self._refusal = NotChecked(error.message, error.advice)
             raise self._refusal from None
 
+    def check_output(self, command: str, *args: str, **kwargs: Any) -> str:
+        """What a command prints, without the last newline. AssertionError, short enough to read, if it fails."""
+        done = self.run(command, *args, **kwargs)
+        if done.rc != 0:
+            said = (done.stderr or done.stdout).strip()[-400:] or "nothing"
+            raise AssertionError(f"{self.name}: `{done.command.decode()[:200]}` ended with {done.rc} and said: {said}")
+        return str(done.stdout).rstrip("\r\n")
+
     def lines(self, command: str, *args: str) -> list[str]:
         """Lines a command prints. AssertionError if it fails."""
-        output: str = self.check_output(command, *args)
-        return output.splitlines()
+        return self.check_output(command, *args).splitlines()
 
     def feed(self, command: str, stdin: str, timeout: float = COMMAND_SECONDS) -> base.CommandResult:
         """Run a command with text on its standard input."""

@@ -33,9 +33,10 @@ class Nodes(Mapping[str, NodeHost]):
         return len(self._site.nodes)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; the next use of a node makes a new one."""
         for host in self._hosts.values():
             host.close()
+        self._hosts.clear()
 
 
 def endpoint(site: Site, node: Node) -> Endpoint:

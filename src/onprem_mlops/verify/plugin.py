@@ -133,6 +133,9 @@ class VerifyPlugin:
     def _check(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Check:
         role = self._roles[Path(str(item.path))]
         name, what_to_do = sentence(item)
+        if call.excinfo is not None and isinstance(call.excinfo.value, OutOfTime):
+            # A shell may still be busy with this check's command, and would keep the next check waiting.
+            self._nodes.close()
         outcome, message, advice = judged(call.excinfo.value if call.excinfo else None)
         if call.when == "teardown":
             name = f"{name} (cleaning up after it)"

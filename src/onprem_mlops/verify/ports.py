@@ -99,7 +99,8 @@ _SAY = r"""
 use strict; use Socket; my ($a, $p, $left) = @ARGV;
 socket(my $u, PF_INET, SOCK_DGRAM, 0); send($u, "hello", 0, sockaddr_in($p, inet_aton($a)));
 my $r = ""; vec($r, fileno $u, 1) = 1;
-print select($r, undef, undef, $left) > 0 && recv($u, my $heard, 64, 0) && $heard eq "hello" ? "open" : "silent";
+my $heard = ""; recv($u, $heard, 64, 0) if select($r, undef, undef, $left) > 0;
+print $heard eq "hello" ? "open" : "silent";
 """
 
 

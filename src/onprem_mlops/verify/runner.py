@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onprem_mlops.errors import MlopsError
+from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.site import Site
 from onprem_mlops.verify.results import Check, VerifyResult
 from onprem_mlops.verify.selection import Unit
@@ -61,7 +62,7 @@ def _messages(request: str) -> Any:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTHONPATH": _python_path(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -74,6 +75,11 @@ def _messages(request: str) -> Any:
             raise MlopsError(f"the verification ended early with status {process.returncode}")
     finally:
         _end(process)
+
+
+def _python_path() -> str:
+    """This very package first, however this process found it."""
+    return os.pathsep.join(part for part in (str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")) if part)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
