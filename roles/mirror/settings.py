@@ -1,0 +1,56 @@
+"""Where nodes get everything from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import ClassVar
+
+from pydantic import Field
+
+from onprem_mlops.roles import Certificate, Opening, RoleSettings
+from onprem_mlops.site import Node, Site
+
+
+class Settings(RoleSettings):
+    """The site's own source of files, Debian packages and container images, over HTTPS."""
+
+    groups: ClassVar[tuple[str, ...]] = ("services",)
+
+    root: ClassVar[str] = "/srv/mirror"
+    """Where the tree lies on the node; `current` in it is what is served."""
+    port: ClassVar[int] = 443
+    registry_port: ClassVar[int] = 5000
+    """Port of the registry on the node's loopback, behind nginx."""
+
+    memory: str = Field(
+        "512M",
+        pattern=r"^[1-9][0-9]*[MG]$",
+        description="Memory that nginx and the registry may each use at most; both send files from the page cache.",
+    )
+
+    def host(self, site: Site) -> Node:
+        """The node that serves the mirror."""
+        return site.in_group("services")[0]
+
+    def host_name(self, site: Site) -> str:
+        """The mirror's full name."""
+        return f"mirror.{site.domain}"
+
+    def names(self, site: Site) -> Mapping[str, IPv4Address]:
+        """`mirror.<domain>`."""
+        return {self.host_name(site): self.host(site).address}
+
+    def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
+        """One server certificate, on the node that serves."""
+        if node == self.host(site):
+            yield Certificate("mirror", dns=(self.host_name(site),), addresses=(node.address,))
+
+    def openings(self, site: Site, node: Node) -> Iterable[Opening]:
+        """HTTPS for nodes, and for the controller, which verifies that it is served right."""
+        if node == self.host(site):
+            yield Opening(self.port, ("nodes", "controller"), "the mirror: files, packages, images")
+
+    def artifacts(self) -> Iterable[str]:
+        """The registry itself, and the packages that nodes install."""
+        return ("registry", "debs-bookworm")

@@ -1,0 +1,233 @@
+"""Lays down what every node needs. `base` needs no package, so that it can run before the mirror serves any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network
+from typing import Any
+
+from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.operations import apt, files, network, server, shell, systemd
+from onprem_mlops.errors import MlopsError
+from onprem_mlops.roles import ALL, Context, removal, step
+from roles.node.settings import KERNEL_PARAMETERS, Settings
+
+KEYRING = "/etc/apt/keyrings/onprem-mlops.asc"
+SOURCES = "/etc/apt/sources.list.d/onprem-mlops.sources"
+APT_CONF = "/etc/apt/apt.conf.d/50onprem-mlops"
+UPGRADES = "/etc/apt/apt.conf.d/90onprem-mlops-upgrades"
+FOREIGN_SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
+SYSCTL = "/etc/sysctl.d/90-onprem-mlops.conf"
+MODULES = "/etc/modules-load.d/onprem-mlops.conf"
+JOURNALD = "/etc/systemd/journald.conf.d/onprem-mlops.conf"
+SSHD = "/etc/ssh/sshd_config.d/00-onprem-mlops.conf"
+SUDOERS = "/etc/sudoers.d/90-onprem-mlops"
+CHRONY = "/etc/chrony/onprem-mlops.conf"
+CHRONY_UNIT = "/etc/systemd/system/chrony.service.d/onprem-mlops.conf"
+PACKAGES = ("ca-certificates", "chrony", "curl", "unattended-upgrades")
+
+OUR_DEVICES = ("cali", "vxlan.calico", "tunl0", "wireguard.cali", "kube-ipvs", "nodelocaldns")
+"""Beginnings of interfaces whose routes into the pods' network are the cluster's own."""
+
+
+@step(on=ALL)
+def base(ctx: Context[Settings]) -> None:
+    """Identity, trust, kernel, journal, SSH and sudo: all that needs no package."""
+    release = refuse_unless_supported(ctx)
+    refuse_overlapping_routes(ctx)
+    _identity(ctx)
+    _kernel(ctx)
+    _journal(ctx)
+    _access(ctx)
+    # Sources that a bare node came with lead out of the site; with the mirror's, apt would wait for them in vain.
+    files.set_aside(f"no package sources outside the site ({release})", *FOREIGN_SOURCES)
+
+
+@step(on=ALL, after=("base",))
+def packages(ctx: Context[Settings]) -> None:
+    """What needs the mirror: package sources, trust in the system's bundle, time, security updates."""
+    codename = refuse_unless_supported(ctx)
+    _package_sources(ctx, codename)
+    apt.packages("base packages", *PACKAGES)
+    shell.run(
+        "the site's authority in the system's trust store",
+        "update-ca-certificates",
+        unless=f"cmp -s /etc/ssl/certs/onprem-mlops.pem {ctx.settings.authority_path} && "
+        f"[ ! {ctx.settings.authority_path} -nt /etc/ssl/certs/ca-certificates.crt ]",
+    )
+    _time(ctx)
+    files.content("automatic security updates", UPGRADES, ctx.render("unattended-upgrades.conf.j2"))
+    apt.held("packages that only a deploy may upgrade", *ctx.settings.held_packages)
+
+
+@removal(on=ALL)
+def remove(ctx: Context[Settings]) -> None:
+    """Take everything off again. The deploy account keeps its rights if nothing else gives them."""
+    shell.run(
+        "packages may be upgraded again",
+        "apt-mark showhold | xargs -r apt-mark unhold",
+        unless='[ -z "$(apt-mark showhold)" ]',
+    )
+    files.absent("no own time configuration", CHRONY, CHRONY_UNIT)
+    apt.purged("packages of this role", *(name for name in PACKAGES if name != "ca-certificates"))
+    files.absent("no own configuration of apt", UPGRADES, APT_CONF, SOURCES, KEYRING)
+    files.brought_back("the package sources that the node had", *FOREIGN_SOURCES)
+    _remove_trust(ctx)
+    network.no_sshd("the SSH server as it was", SSHD)
+    files.absent("no own kernel and journal settings", SYSCTL, MODULES, JOURNALD)
+    systemd.service(
+        "the journal as it was", "systemd-journald.service", configuration=(_parent(JOURNALD),), enabled=False
+    )
+    shell.run(
+        "swap as it was",
+        f"{_fstab('s|^# onprem-mlops ||')} && swapon -a",
+        unless="! grep -q '^# onprem-mlops ' /etc/fstab",
+    )
+    files.block("no names of the site", "/etc/hosts", "")
+    shell.run(
+        "no own rule of sudo, unless it is the only one", f"rm -f {SUDOERS}", unless=_only_rule(ctx.site.ssh.user)
+    )
+
+
+def refuse_unless_supported(ctx: Context[Settings]) -> str:
+    """The node's Debian code name. Raises MlopsError, before anything is touched, for any other system."""
+    system = probe('. /etc/os-release; echo "$ID|$VERSION_ID|$PRETTY_NAME"; uname -m').text.splitlines()
+    identity, version, name = (system[0] if system else "||").split("|")
+    machine = system[1] if len(system) > 1 else ""
+    supported = ctx.settings.supported
+    if identity != "debian" or version not in supported:
+        raise MlopsError(
+            f"{ctx.node.name} runs {name or 'an unknown system'}; nodes run Debian 12 or 13. Nothing was touched there",
+            "Install Debian 12 or 13 on it, or take the node out of site.yaml.",
+        )
+    if machine != "x86_64":
+        raise MlopsError(
+            f"{ctx.node.name} is a machine of kind {machine}; nodes are x86_64 (amd64). Nothing was touched there",
+            "Take the node out of site.yaml.",
+        )
+    if ctx.node.release not in (None, int(version)):
+        raise MlopsError(
+            f"{ctx.node.name} runs Debian {version}, site.yaml says {ctx.node.release}. Nothing was touched there",
+            "Correct `release` of the node in site.yaml, or install that release.",
+        )
+    return supported[version]
+
+
+def refuse_overlapping_routes(ctx: Context[Settings]) -> None:
+    """Raise MlopsError if the node routes to a network of others inside the pods' or Services' network."""
+    shown = probe("ip -4 -json route show table all")
+    if found := list(overlapping_routes(json.loads(shown.text or "[]"), ctx.site.networks)):
+        raise MlopsError(
+            f"{ctx.node.name}: " + "; ".join(found) + ". Nothing was touched there",
+            "Choose other networks.pods or networks.services in site.yaml: packets for that route would never arrive.",
+        )
+
+
+def overlapping_routes(routes: Iterable[dict[str, Any]], networks: Any) -> Iterator[str]:
+    """What is wrong with each route into the pods' or Services' network that the cluster did not make itself."""
+    planned = {"pods": networks.pods, "services": networks.services}
+    for route in routes:
+        if not _is_foreign(route):
+            continue
+        target = IPv4Network(str(route["dst"]), strict=False)
+        device = route.get("dev", "no device")
+        for name, planned_network in planned.items():
+            if target.overlaps(planned_network):
+                yield f"its route to {target} ({device}) overlaps the network of {name}, {planned_network}"
+
+
+def _is_foreign(route: dict[str, Any]) -> bool:
+    """Not the default route, not a local or broadcast entry, and not of the network plugin."""
+    if route.get("dst") == "default" or route.get("type", "unicast") != "unicast":
+        return False
+    return not str(route.get("dev", "")).startswith(OUR_DEVICES)
+
+
+def _identity(ctx: Context[Settings]) -> None:
+    server.hostname("host name", ctx.node.name)
+    addresses = ctx.settings.addresses_of_names(ctx.site)
+    files.block("names of nodes and services", "/etc/hosts", ctx.render("hosts.j2", addresses=addresses))
+    files.content("certificate of the site's authority", ctx.settings.authority_path, ctx.authority_pem)
+
+
+def _kernel(ctx: Context[Settings]) -> None:
+    parameters = ctx.settings.kernel_parameters()
+    files.content("kernel modules at boot", MODULES, ctx.render("modules.conf.j2"))
+    server.modules("kernel modules now", *ctx.settings.modules)
+    text = ctx.render("sysctl.conf.j2", values=parameters, reasons=KERNEL_PARAMETERS)
+    files.content("kernel parameters at boot", SYSCTL, text)
+    server.sysctl("kernel parameters now", parameters)
+    if not ctx.settings.swap:
+        # Commented out, not deleted, so that a removal can bring it back.
+        shell.run(
+            "no swap at boot",
+            _fstab(r"s|^[^#].*\sswap\s|# onprem-mlops &|"),
+            unless=r"! grep -Eq '^[^#].*\sswap\s' /etc/fstab",
+        )
+        shell.run("no swap now", "swapoff -a", unless="[ $(wc -l </proc/swaps) -le 1 ]")
+
+
+def _fstab(expression: str) -> str:
+    return f"sed -E '{expression}' /etc/fstab >/etc/fstab.mlops-new && mv -f /etc/fstab.mlops-new /etc/fstab"
+
+
+def _journal(ctx: Context[Settings]) -> None:
+    files.content("journal on disk, within limits", JOURNALD, ctx.render("journald.conf.j2"))
+    # systemd-journald is started by its sockets; nothing enables it.
+    systemd.service("journal with this configuration", "systemd-journald.service", configuration=(JOURNALD,))
+
+
+def _access(ctx: Context[Settings]) -> None:
+    if ctx.site.ssh.user != "root":
+        files.content(
+            "rights of the deploy account", SUDOERS, ctx.render("sudoers.j2"), mode="440", check="visudo -cqf {}"
+        )
+    users = (ctx.site.ssh.user, *ctx.settings.admin_users)
+    network.sshd("SSH server: keys only, no root, modern algorithms", SSHD, ctx.render("sshd.conf.j2", users=users))
+
+
+def _package_sources(ctx: Context[Settings], codename: str) -> None:
+    files.content("key of the store's package repository", KEYRING, repository_key(ctx, codename))
+    files.content("apt trusts the mirror and waits for its lock", APT_CONF, ctx.render("apt.conf.j2"))
+    files.content(
+        "the mirror as package source", SOURCES, ctx.render("apt.sources.j2", codename=codename, keyring=KEYRING)
+    )
+
+
+def repository_key(ctx: Context[Settings], codename: str) -> str:
+    """The public key that the store signs its package repository with."""
+    path = f"apt/{codename}/onprem-mlops.asc"
+    for file in ctx.tree():
+        if str(file.path) == path:
+            return file.source.read_text()
+    raise MlopsError(
+        f"the artifact store has no packages for Debian {codename}, which {ctx.node.name} runs",
+        "Build them with ./mlops mirror build.",
+    )
+
+
+def _time(ctx: Context[Settings]) -> None:
+    clock = ctx.settings.clock(ctx.site)
+    files.content("time: who is asked", CHRONY, ctx.render("chrony.conf.j2", clock=clock))
+    files.content("time: our configuration", CHRONY_UNIT, ctx.render("chrony.service.j2", configuration=CHRONY))
+    systemd.service("time service", "chrony.service", configuration=(CHRONY, CHRONY_UNIT))
+
+
+def _remove_trust(ctx: Context[Settings]) -> None:
+    files.absent("no certificate of the site's authority", ctx.settings.authority_path)
+    shell.run(
+        "the system's trust store without it",
+        "update-ca-certificates --fresh",
+        unless="! command -v update-ca-certificates || [ ! -L /etc/ssl/certs/onprem-mlops.pem ]",
+    )
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _only_rule(user: str) -> str:
+    """Reading command: whether our sudo rule is gone, or is the only one, without which nobody could come back."""
+    others = f"/etc/sudoers /etc/sudoers.d --exclude={SUDOERS.rpartition('/')[2]}"
+    return f"[ ! -e {SUDOERS} ] || ! grep -rqsE '^{user}\\s.*NOPASSWD' {others}"
