@@ -3,16 +3,17 @@
 Also a plain pyinfra deploy script: pyinfra inventories/lab/inventory.py deploys/infrastructure.py
 """
 
-from onprem_mlops.plan import Phase, Use, under_pyinfra
+from onprem_mlops.plan import Phase, Use, needs, under_pyinfra
 
 PHASE = Phase(
     name="infrastructure",
     days="8–14",
     title="Infrastruktur: hardware and software, Kubernetes, Git",
     uses=(
-        Use("node"),
+        # What of a node needs packages waits for the mirror; what the mirror needs of its node does not.
+        Use("node", steps={"packages": needs("mirror.serve")}),
         Use("firewall", here=("node",)),
-        Use("mirror"),
+        Use("mirror", here=("node.base",)),
         Use("containerd", after=("mirror",), here=("node",)),
         Use("kubernetes", here=("containerd",)),
         Use("network", after=("kubernetes.init",)),

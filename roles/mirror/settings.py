@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from onprem_mlops.roles import Certificate, Opening, RoleSettings
+from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings
 from onprem_mlops.site import Node, Site
 
 
@@ -23,6 +23,9 @@ class Settings(RoleSettings):
     registry_port: ClassVar[int] = 5000
     """Port of the registry on the node's loopback, behind nginx."""
 
+    debian: tuple[Literal["bookworm", "trixie"], ...] = Field(
+        ("bookworm",), min_length=1, description="Debian releases of the nodes, whose packages are served."
+    )
     memory: str = Field(
         "512M",
         pattern=r"^[1-9][0-9]*[MG]$",
@@ -53,4 +56,16 @@ class Settings(RoleSettings):
 
     def artifacts(self) -> Iterable[str]:
         """The registry itself, and the packages that nodes install."""
-        return ("registry", "debs-bookworm")
+        return ("registry", *(f"debs-{release}" for release in self.debian))
+
+    def problems(self, site: Site) -> Iterable[Problem]:
+        """A node whose release is known must find its packages."""
+        names = {12: "bookworm", 13: "trixie"}
+        for node in site.nodes:
+            if node.release is not None and names[node.release] not in self.debian:
+                yield Problem(
+                    f"node {node.name} runs Debian {node.release}, whose packages the mirror does not serve; "
+                    f"add {names[node.release]} to settings.mirror.debian",
+                    "release",
+                    node.name,
+                )
