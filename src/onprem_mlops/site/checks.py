@@ -102,7 +102,7 @@ def _check_groups(document: Document, loc: Loc, node: Node, parts: Parts) -> Non
     if not node.groups:
         document.report(
             (*loc, "groups"),
-            f'node "{node.name}" is in no group, so nothing would run on it; put it into one of: {", ".join(sorted(known))}',
+            f'node "{node.name}" is in no group, so nothing runs on it; put it into one of: {", ".join(sorted(known))}',
         )
     seen: set[str] = set()
     for index, group in enumerate(node.groups):

@@ -117,7 +117,7 @@ def read_document(file: Path) -> Document:
 
 
 def read_text(text: str, path: str) -> Document:
-    """Read YAML. SiteError if it is none; ``path`` is how problems name it.
+    """Read YAML. SiteError if it is none or has aliases; ``path`` is how problems name it.
 
     Duplicate keys, tags and merge keys are noted as problems in the document, so that they come up together with
     everything else that is wrong.
@@ -172,8 +172,9 @@ class _Reader:
     def value(self, node: Node, loc: Loc) -> object:
         """The plain value of ``node``, which stands at ``loc``."""
         if id(node) in self._seen:
+            # What the place should hold is not known, so whatever else came up would mislead: nothing but this.
             self._document.report(loc, "aliases (`*name`) are not used here; write the value out")
-            return None
+            self._document.refuse_if_wrong()
         self._seen.add(id(node))
         self._document.starts[loc] = _mark(node.start_mark)
         tag = str(node.tag or "").rpartition(":")[2]

@@ -133,7 +133,7 @@ def _bare(annotation: object) -> object:
 
 
 _WANTED = {
-    "string_type": 'text is wanted; put it in quotes if it looks like a number, "like this"',
+    "string_type": "text is wanted (in quotes if it looks like a number)",
     "int_type": "a whole number is wanted",
     "int_parsing": "a whole number is wanted",
     "int_from_float": "a whole number is wanted",
