@@ -46,8 +46,6 @@ class Settings(RoleSettings):
     """What every node needs: names, trust, packages, time, kernel settings, journal, updates, SSH and sudo."""
 
     groups: ClassVar[tuple[str, ...]] = (ALL,)
-    # The vocabulary of groups: a site may put a node into each of them before a role that runs there is on.
-    optional_groups: ClassVar[tuple[str, ...]] = ("control_plane", "worker", "services", "backup")
     optional_groups: ClassVar[tuple[str, ...]] = ("backup",)
     """A node for backups and logs is a bare node until a role of its own runs on it."""
     requires: ClassVar[tuple[str, ...]] = ("mirror",)
