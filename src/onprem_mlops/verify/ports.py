@@ -112,7 +112,7 @@ def scan_from(node: NodeHost, targets: Iterable[Target]) -> dict[Target, Answer]
     answers: dict[Target, Answer] = {}
     for line in found.stdout.splitlines():
         address, port, answer = line.split()
-        answers[address, int(port)] = answer
+        answers[address, int(port)] = _word(answer)
     return answers
 
 
@@ -132,8 +132,13 @@ def listener_on(node: NodeHost, seconds: int = 40) -> Iterator[int]:
 def udp_answer_from(node: NodeHost, target: Target) -> Answer:
     """Send a datagram from a node to a listener of ``listener_on`` and say whether it answers."""
     address, port = target
-    answer: Answer = node.check_output(f"perl -e {_quoted(_SAY)} {address} {port} {SCAN_SECONDS}")
-    return answer
+    return _word(node.check_output(f"perl -e {_quoted(_SAY)} {address} {port} {SCAN_SECONDS}"))
+
+
+def _word(said: str) -> Answer:
+    words: dict[str, Answer] = {"open": "open", "refused": "refused", "silent": "silent"}
+    assert said in words, f"a probe said {said[:200]!r}"
+    return words[said]
 
 
 def _quoted(script: str) -> str:

@@ -6,7 +6,8 @@ sentence is the check's name, in words of a platform engineer; further paragraph
 Every ``assert`` has a message that tells the node, what was found and what was expected.
 
 Fixtures: ``node`` (NodeHost), ``nodes`` (all by name), ``site``, ``settings`` (of the role), ``controller``
-(Controller), ``cluster`` (Cluster). Markers: ``on(*groups)``, ``controls(*names)``, ``limit(seconds)``.
+(Controller), ``cluster`` (Cluster), ``versions`` (of the catalogue's artifacts).
+Markers: ``on(*groups)``, ``controls(*names)``, ``limit(seconds)``.
 """
 
 from __future__ import annotations
