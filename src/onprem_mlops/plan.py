@@ -118,7 +118,9 @@ def site_roles(site: Site) -> dict[str, Role]:
 
 
 def deploy_module(role: Role) -> ModuleType:
-    """A role's `deploy.py`."""
+    """A role's `deploy.py`. Raises RequestError if there is none."""
+    if not (role.folder / "deploy.py").exists():
+        raise RequestError(f"role {role.name} has no {role.folder / 'deploy.py'}", "See docs/architecture.md.")
     return importlib.import_module(f"{role.package}.deploy")
 
 

@@ -6,12 +6,15 @@ import importlib
 import os
 import signal
 import sys
+import time
+import traceback
 
-import click
 import typer
 from rich.markup import escape
+from typer._click.exceptions import ClickException  # typer carries its own click and does not export this one
 
-from onprem_mlops.errors import Interrupted, MlopsError
+from onprem_mlops.errors import Interrupted, MlopsError, RequestError
+from onprem_mlops.paths import state_dir
 
 app = typer.Typer(
     name="mlops",
@@ -32,37 +35,59 @@ COMMAND_MODULES = (
 )
 """Each offers `register(app)`; help lists the commands in this order."""
 
+INTERRUPTED_BY_TYPER = 130
+"""What typer makes of a KeyboardInterrupt."""
+
 for _module in COMMAND_MODULES:
     importlib.import_module(f"onprem_mlops.cli.{_module}").register(app)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 failed on nodes, 2 wrong request, 3 interrupted."""
-    from onprem_mlops.console import errors
-
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(arguments, standalone_mode=False, prog_name="./mlops")
-    except click.exceptions.Abort:
-        errors.print("[red]stopped[/red]")
-        return Interrupted.exit_code
-    except click.ClickException as error:
+    except ClickException as error:
         error.show()
-        return 2
-    except KeyboardInterrupt:
-        errors.print(
-            f"\n[yellow]interrupted.[/yellow] Run it again to go on: ./mlops {escape(' '.join(sys.argv[1:]))}"
-        )
-        return Interrupted.exit_code
+        return RequestError.exit_code
     except MlopsError as error:
-        errors.print(f"[red]error[/red] {escape(error.message)}", soft_wrap=True)
-        if error.advice:
-            errors.print(f"  {escape(error.advice)}", soft_wrap=True)
+        _show(error.message, error.advice)
         return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # noqa: BLE001 - a defect of ours is told as one, its traceback kept aside
+        return _defect(error)
+    if code == INTERRUPTED_BY_TYPER:
+        return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _show(message: str, advice: str) -> None:
+    from onprem_mlops.console import errors
+
+    errors.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
+    if advice:
+        errors.print(f"  {escape(advice)}", soft_wrap=True)
+
+
+def _interrupted() -> int:
+    _show("interrupted", f"Run it again to go on where it stopped: ./mlops {' '.join(sys.argv[1:])}")
+    return Interrupted.exit_code
+
+
+def _defect(error: Exception) -> int:
+    log = state_dir() / f"defect-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with log.open("x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        traceback.print_exception(error, file=file)
+    _show(
+        f"a defect of onprem-mlops itself: {type(error).__name__}: {error}",
+        f"Please report it with {log}. Commands that were running on nodes may have been cut off; run it again.",
+    )
+    return 1
 
 
 def _terminated(number: int, frame: object) -> None:

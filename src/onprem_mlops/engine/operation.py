@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
+from pyinfra.api.arguments_typed import PyinfraOperation
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation as pyinfra_operation
 from pyinfra.context import host
@@ -81,17 +82,22 @@ class Runner(Protocol):
 
 def operation(function: Callable[P, Iterator[Command]]) -> Callable[Concatenate[str, P], Outcome]:
     """Make a generator of commands an operation that roles call with its purpose as first argument."""
-    wrapped = pyinfra_operation()(cast("Callable[P, Generator[Command, None, None]]", function))
+    return adopt(pyinfra_operation()(cast("Callable[P, Generator[Command, None, None]]", function)))
 
-    @wraps(function)
+
+def adopt(wrapped: PyinfraOperation[P]) -> Callable[Concatenate[str, P], Outcome]:
+    """Make one of pyinfra's own operations (say `pyinfra.operations.files.line`) one that roles can call."""
+    plain = cast("Callable[..., Any]", wrapped)
+    generator = cast("Callable[P, Iterator[Command]]", wrapped._inner)
+
+    @wraps(generator)
     def call(purpose: str, /, *args: P.args, **kwargs: P.kwargs) -> Outcome:
         runner: Runner | None = host.connector_data.get(RUN)
         if runner is not None:
-            return runner.perform(wrapped, function, purpose, args, kwargs)
+            return runner.perform(plain, generator, purpose, args, kwargs)
         # Under plain pyinfra there is no runner: the operation runs as any other of pyinfra's.
-        plain = cast("Callable[..., Any]", wrapped)
         done = plain(*args, name=purpose, **kwargs)
         return Outcome(done.did_change(), done.stdout)
 
-    call.generator = function  # type: ignore[attr-defined]
+    call.generator = generator  # type: ignore[attr-defined]
     return call

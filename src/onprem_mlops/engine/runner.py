@@ -91,6 +91,8 @@ class NodeRunner:
         else:
             commands, stdout = self._execute(operation, purpose, args, kwargs)
         if commands:
+            # Ours forget before each command (see Command.execute); pyinfra's own do not know of it.
+            self.forget()
             self._record(purpose, commands, time.monotonic() - started)
         return Outcome(bool(commands), stdout)
 
