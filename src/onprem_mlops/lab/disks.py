@@ -118,7 +118,6 @@ def attach(container: Container, keys: LabKeys) -> bool:
     tree = _wanted_tree(container) if fresh else _tree_of(container)
     if fresh:
         _make_empty(container)
-        root.use(tree, container.spec.site)
     for path in container.spec.data_folders:
         data_folder(folders, path).mkdir(parents=True, exist_ok=True)
     _mount(folders, tree)
@@ -147,7 +146,7 @@ def _origin(container: Container) -> dict[str, str]:
 
 
 def _wanted_tree(container: Container) -> Path:
-    return root.root_file_system(container.node.release)
+    return root.root_file_system(container.node.release, container.spec.site)
 
 
 def _tree_of(container: Container) -> Path:
@@ -201,6 +200,9 @@ def _first_files(container: Container, keys: LabKeys) -> None:
     _write(base / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {node.name}\n::1 localhost\n")
     _write(base / "etc/resolv.conf", "# No name server: names come from /etc/hosts.\n")
     _write(base / "etc/apt/sources.list", "# No source: packages come from the site's mirror.\n")
+    for other in (base / "etc/apt/sources.list.d").glob("*"):
+        other.unlink()
+    _write(base / "etc/default/locale", "LANG=C.UTF-8\n")
     network = _NETWORK.format(address=node.address, prefix=spec.network.prefixlen, gateway=spec.controller.ip)
     _write(base / "etc/systemd/network/10-host0.network", network)
     _write(base / "usr/local/lib/mlops-lab/mounts", _MOUNTS_SCRIPT, 0o755)

@@ -131,7 +131,7 @@ def destroy(spec: LabSpec, listener: Listener = silent) -> None:
             shutil.rmtree(paths.site_state(spec.site))
     else:
         _take_down(spec, listener, orderly=False)
-    if root.release_all(spec.site):
+    if root.forget(spec.site):
         limits.restore_limits()
         root.forget_all()
     listener("destroyed", None)
@@ -280,7 +280,7 @@ def _prepare_roots(spec: LabSpec, nodes: Iterable[LabNode], listener: Listener) 
     folders = LabFolders(spec.site)
     for release in sorted({node.release for node in nodes if not folders.node(node.name).made.exists()}):
         began = time.monotonic()
-        root.root_file_system(release)
+        root.root_file_system(release, spec.site)
         if (took := time.monotonic() - began) > 0.5:
             listener(f"unpacked the root file system of {release} in {took:.1f} s", None)
 
