@@ -65,6 +65,12 @@ def sysctl(values: Mapping[str, str]) -> Iterator[Command]:
 def modules(*names: str) -> Iterator[Command]:
     """Kernel modules that are loaded or built in. What loads them at boot is a file in /etc/modules-load.d."""
     for name in names:
-        known = f"[ -d /sys/module/{name.replace('-', '_')} ] || grep -qw {name} /proc/filesystems"
-        if not host.get_fact(Probe, command=known).ok:
+        if not host.get_fact(Probe, command=_module_known(name)).ok:
             yield Command(f"modprobe {shlex.quote(name)}")
+
+
+def _module_known(name: str) -> str:
+    """Reading command: whether the kernel has the module. One that cannot load any has what it needs built in."""
+    plain = name.replace("-", "_")
+    built_in = f"grep -q '/{plain}\\.ko' /lib/modules/$(uname -r)/modules.builtin"
+    return f"[ ! -e /proc/modules ] || [ -d /sys/module/{plain} ] || grep -qw {plain} /proc/filesystems || {built_in}"
