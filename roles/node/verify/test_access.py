@@ -72,7 +72,7 @@ def test_sudo_files(node: NodeHost) -> None:
     assert said.rc == 0, f"{node.name}: visudo says {said.stdout.strip() or said.stderr.strip()}"
     wrong = node.lines(
         "find /etc/sudoers /etc/sudoers.d -type f ! -name README "
-        "\( ! -perm 440 -o ! -user root -o ! -group root \) -printf '%p is %m %u:%g\n'"
+        "\\( ! -perm 440 -o ! -user root -o ! -group root \\) -printf '%p is %m %u:%g\\n'"
     )
     assert not wrong, f"{node.name}: {'; '.join(wrong)} (not 440 root:root)"
 
