@@ -81,8 +81,8 @@ def _interrupted() -> int:
 def _defect(error: Exception) -> int:
     log = state_dir() / f"defect-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with log.open("x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        traceback.print_exception(error, file=file)
+    log.touch(mode=0o600)
+    log.write_text("".join(traceback.format_exception(error)))
     _show(
         f"a defect of onprem-mlops itself: {type(error).__name__}: {error}",
         f"Please report it with {log}. Commands that were running on nodes may have been cut off; run it again.",
