@@ -28,7 +28,7 @@ def images(*references: str) -> Iterator[Command]:
 @operation
 def stopped() -> Iterator[Command]:
     """No pod runs on the node. Pods that do not end by themselves are killed."""
-    if host.get_fact(Probe, command="[ -n \"$(crictl pods --quiet)\" ]").ok:
+    if host.get_fact(Probe, command='[ -n "$(crictl pods --quiet)" ]').ok:
         yield Command(
             "crictl pods --quiet | xargs -r -n 8 crictl --timeout 60s stopp >/dev/null; "
             "crictl --timeout 120s rmp --all --force >/dev/null",
@@ -50,4 +50,6 @@ def emptied(folder: str) -> Iterator[Command]:
     """A folder that is gone, or empty where it is a mount point of its own."""
     quoted = shlex.quote(folder)
     if host.get_fact(Probe, command=f'[ -n "$(ls -A {quoted})" ]').ok:
-        yield Command(f"find {quoted} -mindepth 1 -delete && {{ mountpoint -q {quoted} || rmdir {quoted}; }}", timeout=600)
+        yield Command(
+            f"find {quoted} -mindepth 1 -delete && {{ mountpoint -q {quoted} || rmdir {quoted}; }}", timeout=600
+        )

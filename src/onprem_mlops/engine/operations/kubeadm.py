@@ -56,12 +56,9 @@ def init(config: str) -> Iterator[Command]:
         return
     again = f"kubeadm init --config {shlex.quote(config)} --skip-token-print"
     # The files of an earlier try are kept and checked by kubeadm itself; they are no reason to stop.
-    more = (
-        "DirAvailable--var-lib-etcd,Port-6443,Port-10250,Port-10257,Port-10259,Port-2379,Port-2380,"
-        + ",".join(
-            f"FileAvailable--etc-kubernetes-manifests-{one}.yaml"
-            for one in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
-        )
+    more = "DirAvailable--var-lib-etcd,Port-6443,Port-10250,Port-10257,Port-10259,Port-2379,Port-2380," + ",".join(
+        f"FileAvailable--etc-kubernetes-manifests-{one}.yaml"
+        for one in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
     )
     resumed = f"{again} --ignore-preflight-errors={more}"
     unreadable = (
@@ -100,9 +97,11 @@ def token(minutes: int = 30) -> Iterator[Command]:
     )
 
 
-SHARED = tuple(
-    f"{name}.{kind}" for name in ("ca", "front-proxy-ca", "etcd/ca") for kind in ("crt", "key")
-) + ("sa.key", "sa.pub")
+SHARED = (
+    *(f"{name}.{kind}" for name in ("ca", "front-proxy-ca", "etcd/ca") for kind in ("crt", "key")),
+    "sa.key",
+    "sa.pub",
+)
 """What all control planes have in common, below /etc/kubernetes/pki."""
 
 
@@ -180,7 +179,7 @@ def join_control_plane(config: str, admission: Admission, *, node: str, server: 
         return
     forget = f"kubectl --kubeconfig /etc/kubernetes/admin.conf delete node {shlex.quote(node)} --ignore-not-found"
     undo = f"{{ {forget} >/dev/null 2>&1 || true; }}; {_logged('reset', _RESET)}"
-    unpack = f"mkdir -p {PKI} && printf %s \"$keys\" | base64 -d | tar -C {PKI} -x"
+    unpack = f'mkdir -p {PKI} && printf %s "$keys" | base64 -d | tar -C {PKI} -x'
     yield Command(
         "IFS= read -r keys; "
         f"{_with_discovery()} "
@@ -213,7 +212,7 @@ def renewed_manifests(config: str) -> Iterator[Command]:
 
 @operation
 def api_certificate(config: str, names: tuple[str, ...]) -> Iterator[Command]:
-    """The API server's certificate is for all of these names and addresses; a new control plane or endpoint adds some."""
+    """The API server's certificate is for all of these names and addresses; a new control plane adds some."""
     certificate = f"{PKI}/apiserver.crt"
     checks = " && ".join(
         f"openssl x509 -noout -in {certificate} {'-checkip' if _is_address(one) else '-checkhost'} {shlex.quote(one)} "

@@ -151,13 +151,11 @@ def _is_rolled_out(workload: str, namespace: str) -> bool:
 
 
 @operation
-def label_and_taint(
-    node: str, *, labels: Mapping[str, str], taints: tuple[str, ...]
-) -> Iterator[Command]:
+def label_and_taint(node: str, *, labels: Mapping[str, str], taints: tuple[str, ...]) -> Iterator[Command]:
     """A node has these labels and taints, and none that we gave it before and that are no longer asked for.
 
-    Labels and taints of others stay. What is ours is known from the object itself: labels by their field manager, taints
-    by an annotation (the list of taints has only one owner).
+    Labels and taints of others stay. What is ours is known from the object itself: labels by their field manager,
+    taints by an annotation (the list of taints has only one owner).
 
     Args:
         node: its name in the cluster.

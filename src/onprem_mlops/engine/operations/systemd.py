@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pyinfra.context import host
 
-from onprem_mlops.engine.facts import NewestChange, Unit, UnitState
+from onprem_mlops.engine.facts import NewestChange, Probe, Unit, UnitState
 from onprem_mlops.engine.operation import Command, operation
 
 
@@ -61,3 +61,10 @@ def gone(unit: str) -> Iterator[Command]:
             "2>/dev/null; true",
             timeout=300,
         )
+
+
+@operation
+def reloaded() -> Iterator[Command]:
+    """systemd knows no unit whose file is gone or has changed."""
+    if host.get_fact(Probe, command="! systemctl show '*' -p NeedDaemonReload --value | grep -q yes").status == 1:
+        yield Command("systemctl daemon-reload")
