@@ -61,11 +61,12 @@ def main() -> None:
         site,
         graph,
         lambda planned, node: cast("Context[Any]", SimpleNamespace(node=node)),
-        lambda event: None,
+        lambda event: sys.stderr.write(str(event) + "\n") if event.kind == "step_failed" else None,
         phase="sixty operations",
         planning=False,
     )
     result = run.execute()
+    show_summary(result)
     assert all(one.operations == 60 for one in result.steps)
     show_summary(result)
     sys.exit(0 if result.ok else 1)

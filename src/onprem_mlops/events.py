@@ -112,6 +112,8 @@ class StepFailed(Event):
     command: str
     output: str
     advice: str
+    detail: str = ""
+    """For the log only: the traceback of a defect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

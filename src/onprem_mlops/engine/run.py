@@ -332,6 +332,7 @@ class Run:
                 command=self._redact(command),
                 output=self._redact(output),
                 advice=advice,
+                detail=self._redact(getattr(error, "detail", "")),
             )
         )
         self._settle(progress, node.name, missed=f"failed: {operation}")
@@ -368,6 +369,7 @@ def _defect(error: Exception) -> OperationFailed:
         f"{frame.filename}:{frame.lineno} in {frame.name}",
         f"{type(error).__name__}: {error}",
         "This is a defect of the role, not of the node. The whole traceback is in the run's log.",
+        "".join(traceback.format_exception(error)),
     )
 
 

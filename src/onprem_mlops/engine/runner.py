@@ -23,8 +23,9 @@ OUTPUT_LINES = 20
 class OperationFailed(Exception):
     """An operation failed on a node. Everything a person needs to see is in its fields."""
 
-    def __init__(self, operation: str, command: str, output: str, advice: str = "") -> None:
+    def __init__(self, operation: str, command: str, output: str, advice: str = "", detail: str = "") -> None:
         super().__init__(f"{operation}: {command}")
+        self.detail = detail
         self.operation = operation
         self.command = command
         self.output = output
@@ -53,7 +54,8 @@ class NodeRunner:
 
     def _get_fact(self, host: Host, kind: Any, *args: Any, **kwargs: Any) -> Any:
         """pyinfra's `Host.get_fact`, remembered until something is executed on the node."""
-        key = (kind, args, tuple(sorted(kwargs.items())))
+        # Arguments of pyinfra's facts may be lists; what they look like is what they are.
+        key = (kind, repr(args), repr(sorted(kwargs.items())))
         if key not in self._remembered:
             value = get_fact(self._state, host, kind, args=args, kwargs=kwargs)
             if host in self._state.failed_hosts:
