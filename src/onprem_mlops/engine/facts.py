@@ -157,15 +157,22 @@ class Unit(FactBase[UnitState]):
     def command(self, unit: str) -> str:
         properties = "LoadState,ActiveState,UnitFileState,NeedDaemonReload,ActiveEnterTimestamp"
         # The start with microseconds, so that a file written in the same second as the start is seen as newer.
-        return f"systemctl show --timestamp=us+utc -p {properties} {shlex.quote(unit)}"
+        # systemd's own NeedDaemonReload does not see a first drop-in: the newest file is compared with the last reload.
+        quoted, own = shlex.quote(unit), shlex.quote(f"/etc/systemd/system/{unit}")
+        return (
+            f"systemctl show --timestamp=us+utc -p {properties} {quoted}; "
+            "systemctl show --timestamp=us+utc -p UnitsLoadTimestamp; "
+            f"stat -c Newest=%.6Z {own} {own}.d {own}.d/* 2>/dev/null | LC_ALL=C sort; true"
+        )
 
     def process(self, output: Iterable[str]) -> UnitState:
         values = dict(line.split("=", 1) for line in output if "=" in line)
+        unread = float(values.get("Newest", 0)) > _epoch(values.get("UnitsLoadTimestamp", "")) > 0
         return UnitState(
             load=values.get("LoadState", "not-found"),
             active=values.get("ActiveState", "inactive"),
             enabled=values.get("UnitFileState", ""),
-            stale=values.get("NeedDaemonReload") == "yes",
+            stale=unread or values.get("NeedDaemonReload") == "yes",
             started=_epoch(values.get("ActiveEnterTimestamp", "")),
         )
 
