@@ -100,7 +100,8 @@ def _up(spec: LabSpec, nodes: tuple[LabNode, ...], listener: Listener) -> tuple[
         keys = ensure_keys(spec)
         if said := limits.raise_limits():
             listener(said, None)
-        network.ensure_bridge(spec)
+        if network.ensure_bridge(spec):
+            _plug_in(supervision, spec)
         _prepare_roots(spec, nodes, listener)
         booted = _each(
             nodes, lambda node: _bring_up(supervision, Container(spec, node), keys, listener), "did not come up"
@@ -283,6 +284,13 @@ def _prepare_roots(spec: LabSpec, nodes: Iterable[LabNode], listener: Listener) 
         root.root_file_system(release, spec.site)
         if (took := time.monotonic() - began) > 0.5:
             listener(f"unpacked the root file system of {release} in {took:.1f} s", None)
+
+
+def _plug_in(supervision: Supervision, spec: LabSpec) -> None:
+    """Put nodes that outlived the bridge on the new one."""
+    for node in spec.nodes:
+        if init := leader(supervision, Container(spec, node)):
+            impairment.clear(Container(spec, node), init)
 
 
 def _check_peers(spec: LabSpec, listener: Listener) -> None:

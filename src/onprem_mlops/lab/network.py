@@ -15,16 +15,20 @@ from onprem_mlops.lab.spec import LabSpec
 _FILTER_BRIDGES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
-def ensure_bridge(spec: LabSpec) -> None:
-    """Make the bridge with the controller's address. Raises RequestError if the network is in use elsewhere."""
+def ensure_bridge(spec: LabSpec) -> bool:
+    """Make the bridge with the controller's address. True if there was none, so that running nodes hang in the air.
+
+    Raises RequestError if the network is in use elsewhere.
+    """
     refuse_overlap(spec)
-    if not has_bridge(spec):
+    if missing := not has_bridge(spec):
         # A fixed address: a bridge otherwise changes its own with each port, and peers talk to the old one.
         address = hashlib.sha256(spec.bridge.encode()).hexdigest()
         mac = ":".join(["02", *(address[i : i + 2] for i in range(0, 10, 2))])
         run("ip", "link", "add", spec.bridge, "address", mac, "type", "bridge")
     run("ip", "address", "replace", str(spec.controller), "dev", spec.bridge)
     run("ip", "link", "set", spec.bridge, "up")
+    return missing
 
 
 def has_bridge(spec: LabSpec) -> bool:
