@@ -41,6 +41,7 @@ class Download(_Strict):
         default=None, description="a checksum file of the publisher, fetched over TLS; weaker than a pin"
     )
     name: str | None = Field(default=None, description="name in the store; default: the URL's last part")
+    executable: bool = Field(default=False, description="a command; in archives the archive says so")
     members: Mapping[str, str] = Field(
         default_factory=dict, description="for a tar archive: name in the store → path in the archive"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from onprem_mlops.artifacts.catalogue import Artifact
@@ -60,9 +60,9 @@ class Schedule:
             self._missing.discard(artifact.name)
 
 
-def work_through(schedule: Schedule, make: Callable[[Artifact], None]) -> dict[str, Exception]:
+def work_through(schedule: Schedule, make: Callable[[Artifact], None]) -> dict[str, BaseException]:
     """Call `make` for each artifact, side by side; gives what failed, by name. Others go on."""
-    failures: dict[str, Exception] = {}
+    failures: dict[str, BaseException] = {}
     running: dict[Future[None], Artifact] = {}
     with ThreadPoolExecutor(max_workers=HEAVY_AT_ONCE + LIGHT_AT_ONCE, thread_name_prefix="artifact") as pool:
         while True:
@@ -73,14 +73,11 @@ def work_through(schedule: Schedule, make: Callable[[Artifact], None]) -> dict[s
             _collect(schedule, running, failures)
 
 
-def _collect(
-    schedule: Schedule, running: dict[Future[None], Artifact], failures: dict[str, Exception]
-) -> Mapping[str, Exception]:
+def _collect(schedule: Schedule, running: dict[Future[None], Artifact], failures: dict[str, BaseException]) -> None:
     ended, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in ended:
         artifact = running.pop(future)
         error = future.exception()
-        if isinstance(error, Exception):
+        if error is not None:
             failures[artifact.name] = error
         schedule.done(artifact, made=error is None)
-    return failures

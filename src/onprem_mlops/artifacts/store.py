@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -37,6 +37,8 @@ from onprem_mlops.artifacts.sources import choice
 from onprem_mlops.artifacts.sources.workshop import Folders, Made, Workshop
 from onprem_mlops.errors import Interrupted, MlopsError, RequestError
 from onprem_mlops.paths import cache_dir
+
+_LISTEN_SECONDS = 0.1
 
 
 class BuildFailed(MlopsError):
@@ -181,7 +183,7 @@ class Store:
                 run.there[artifact.name] = found
         return stale
 
-    def _current(self, artifact: Artifact, run: _Run) -> ArtifactManifest | None:
+    def _current(self, artifact: Artifact, run: _Run, *, tell: bool = True) -> ArtifactManifest | None:
         """The artifact's manifest if it is what the catalogue asks for and all its files are as they were written."""
         if any(name not in run.there for name in artifact.inputs()):
             return None
@@ -190,7 +192,8 @@ class Store:
             return None
         for file in found.files:
             if not self.blobs.intact(file.sha256, file.size):
-                run.tell(Damaged(artifact.name, file.name))
+                if tell:
+                    run.tell(Damaged(artifact.name, file.name))
                 return None
         return found
 
@@ -210,23 +213,17 @@ class Store:
         if failures:
             raise _explained(failures)
 
-    def _interruptible(self, schedule: Schedule, run: _Run) -> dict[str, Exception]:
+    def _interruptible(self, schedule: Schedule, run: _Run) -> Mapping[str, BaseException]:
         """Ctrl-C reaches the main thread only: it ends the commands, on which the other threads then give up."""
-        outcome: dict[str, Exception] = {}
-
-        def work() -> None:
-            outcome.update(work_through(schedule, lambda artifact: self._make(artifact, run)))
-
-        worker = threading.Thread(target=work, name="artifacts")
-        worker.start()
-        try:
-            while worker.is_alive():
-                worker.join(0.1)
-        except BaseException:
-            run.processes.stop()
-            worker.join()
-            raise
-        return outcome
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="artifacts") as pool:
+            working = pool.submit(work_through, schedule, lambda artifact: self._make(artifact, run))
+            try:
+                while not working.done():
+                    wait([working], timeout=_LISTEN_SECONDS)
+            except BaseException:
+                run.processes.stop()
+                raise
+            return working.result()
 
     def _make(self, artifact: Artifact, run: _Run) -> None:
         begin = time.monotonic()
@@ -236,6 +233,8 @@ class Store:
                 found = self._made_by_another(artifact, run)
                 reused = found is not None
                 manifest = found or self._make_now(artifact, run, begin)
+        except Interrupted:
+            raise
         except Exception as error:
             run.tell(Failed(artifact.name, time.monotonic() - begin, str(error)))
             raise
@@ -248,7 +247,7 @@ class Store:
 
     def _made_by_another(self, artifact: Artifact, run: _Run) -> ArtifactManifest | None:
         """What another run made while this one waited for the lock."""
-        found = self._current(artifact, run)
+        found = self._current(artifact, run, tell=False)
         if found and artifact.name in run.again and datetime.fromisoformat(found.made_at) < run.began:
             return None
         return found
@@ -342,11 +341,11 @@ def _published(artifact: Artifact, files: Iterable[StoredFile]) -> tuple[str, ..
     return tuple(artifact.publish)
 
 
-def _explained(failures: Mapping[str, Exception]) -> MlopsError:
+def _explained(failures: Mapping[str, BaseException]) -> MlopsError:
     interrupted = [error for error in failures.values() if isinstance(error, Interrupted)]
     if interrupted:
         return interrupted[0]
-    parts = [f"{name}: {getattr(error, 'message', None) or error!r}" for name, error in failures.items()]
+    parts = [f"{name}: {getattr(error, 'message', repr(error))}" for name, error in failures.items()]
     advice = [found for error in failures.values() if (found := getattr(error, "advice", ""))]
     return BuildFailed("\n".join(parts), "\n".join(advice) or "run it again: what was made is kept")
 
@@ -365,11 +364,3 @@ def _remove(folder: Path) -> None:
 
     if folder.exists() or folder.is_symlink():
         shutil.rmtree(folder, onerror=unlock)
-
-
-def usage(folder: Path) -> int:
-    """Bytes that the files below `folder` take, as they are on disk."""
-    total = 0
-    for base, _, names in os.walk(folder):
-        total += sum((Path(base) / name).lstat().st_size for name in names)
-    return total

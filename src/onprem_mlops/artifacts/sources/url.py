@@ -29,6 +29,7 @@ def fetch(source: UrlSource, shop: Workshop) -> Made:
         if wanted.members:
             files |= _extract(archive, wanted, shop)
         else:
+            archive.chmod(0o755 if wanted.executable else 0o644)
             files[wanted.name or archive.name] = archive
     return Made(files, made_with="download")
 

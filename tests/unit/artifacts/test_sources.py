@@ -1,0 +1,100 @@
+"""Checksum files, package lists, schedule, and images made with the real tools where they are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from onprem_mlops import prerequisites
+from onprem_mlops.artifacts import Artifact, Catalogue, Store
+from onprem_mlops.artifacts.schedule import Schedule, ranks
+from onprem_mlops.artifacts.sources.debian import signing_key
+from onprem_mlops.artifacts.sources.url import checksum_in
+from onprem_mlops.errors import MlopsError, RequestError
+
+if TYPE_CHECKING:
+    from tests.unit.artifacts.conftest import Bench
+
+_A, _B = "a" * 64, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "digest"),
+    [
+        (_A, _A),
+        (f"{_A}  tool\n", _A),
+        (f"{_B}  other\n{_A} *tool\n", _A),
+        (f"{_A.upper()}  tool\n", _A),
+        (f"{_A}  built/elsewhere\n", _A),
+    ],
+)
+def test_checksum_files(text: str, digest: str) -> None:
+    assert checksum_in(text, "tool") == digest
+
+
+@pytest.mark.parametrize("text", ["", "nothing here", f"{_A}  x\n{_B}  y\n", f"{_A}  tool\n{_B}  tool\n"])
+def test_a_checksum_file_that_does_not_say(text: str) -> None:
+    with pytest.raises(MlopsError, match="does not name tool"):
+        checksum_in(text, "tool")
+
+
+def test_the_longest_way_starts_first() -> None:
+    artifacts = Catalogue.load().closure(None)
+    rank = ranks(artifacts)
+    assert max(rank, key=lambda name: rank[name]) == "kubernetes"
+    schedule = Schedule(artifacts, lambda artifact: True)
+    first = schedule.next()
+    assert first is not None
+    assert first.name == "kubernetes"
+
+
+def test_what_needs_a_failed_one_never_starts() -> None:
+    artifacts = Catalogue.load().closure(["image-pause"])
+    schedule = Schedule(artifacts, lambda artifact: False)
+    started: list[Artifact] = []
+    while artifact := schedule.next():
+        started.append(artifact)
+    assert "image-pause" not in [artifact.name for artifact in started]
+    for artifact in started:
+        schedule.done(artifact, made=artifact.name != "pause")
+    assert schedule.next() is None
+
+
+def test_the_signing_key_is_made_once_and_private(tmp_path: Path) -> None:
+    first, second = signing_key(tmp_path / "keys"), signing_key(tmp_path / "keys")
+    assert str(first.extract_certificate()) == str(second.extract_certificate())
+    assert (tmp_path / "keys" / "apt.pgp").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_missing_tool_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(RequestError) as caught:
+        prerequisites.require("mmdebstrap", "gcc")
+    assert caught.value.advice.endswith("sudo apt-get install -y gcc libc6-dev mmdebstrap")
+
+
+def test_an_image_is_the_same_each_time_and_its_config_is_as_written(bench: Bench) -> None:
+    real = Store()
+    try:
+        tools = {name: real.file(name, name).path for name in ("crane", "registry")}
+    except RequestError:
+        pytest.skip("crane and registry are not built here")
+    for name, path in tools.items():
+        file = {"url": path.as_uri(), "sha256": path.name, "name": name, "executable": True}
+        bench.add(name, {"kind": "url", "files": [file]})
+    text = {"/etc/motd": {"text": "hello\n"}}
+    recipe = {"kind": "recipe", "text": text, "entrypoint": ["/x", "-a,b"], "user": "999", "env": {"A": "1"}}
+    bench.add("image-base", recipe, image="onprem.local/base:{version}")
+    bench.add("image-top", {"kind": "recipe", "base": "image-base", "cmd": ["run"]}, image="onprem.local/top:1")
+    store = bench.store()
+    store.ensure()
+    first = store.manifest("image-top")
+    assert store.image("image-base") == "onprem.local/base:1.0"
+    store.ensure(again=["image-base", "image-top"])
+    assert store.manifest("image-top").files == first.files
+    paths = [str(file.path) for file in store.tree(["image-top"])]
+    assert "registry/docker/registry/v2/repositories/onprem.local/top/_manifests/tags/1/current/link" in paths
+    assert not [path for path in paths if "onprem.local/base" in path]
