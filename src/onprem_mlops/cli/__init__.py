@@ -51,7 +51,8 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return RequestError.exit_code
     except MlopsError as error:
-        _show(error.message, error.advice)
+        # Problems of a site file stand alone on their lines, so that editors and scripts find path:line:column.
+        _show(error.message, error.advice, label=not hasattr(error, "problems"))
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted()
@@ -65,10 +66,10 @@ def run(arguments: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _show(message: str, advice: str) -> None:
+def _show(message: str, advice: str, *, label: bool = True) -> None:
     from onprem_mlops.console import errors
 
-    errors.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
+    errors.print(f"{'[red]error[/red] ' if label else ''}{escape(message)}", soft_wrap=True)
     if advice:
         errors.print(f"  {escape(advice)}", soft_wrap=True)
 

@@ -176,7 +176,9 @@ class _Reader:
             self._document.report(loc, "aliases (`*name`) are not used here; write the value out")
             self._document.refuse_if_wrong()
         self._seen.add(id(node))
-        self._document.starts[loc] = _mark(node.start_mark)
+        # The parser puts a value that is not there behind the next token; its key is where a person looks.
+        absent = isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index
+        self._document.starts[loc] = self._document.position(loc) if absent else _mark(node.start_mark)
         tag = str(node.tag or "").rpartition(":")[2]
         if tag not in _PLAIN_TAGS:
             self._document.report(loc, f"the tag {node.tag} is not used here; write a plain value")
