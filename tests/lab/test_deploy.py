@@ -1,0 +1,217 @@
+"""A deploy on real nodes: exact plans, empty second runs, and what it must survive."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onprem_mlops import lab
+from onprem_mlops.paths import REPOSITORY, site_state
+from tests.lab.sites import TestSite, made
+
+pytestmark = pytest.mark.lab
+
+KILLS = 25
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
+    """A whole lab, laid down under fire: killed at 25 or more points of its first deploy, and then verified."""
+    with made("lab", "t-deploy", 211, tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def killed_at(site: TestSite) -> list[str]:
+    """Kill the first deploy again and again, each time a few operations further; then let it end."""
+    points: list[str] = []
+    stride = 6
+    while True:
+        run = site.deploying()
+        seen = 0
+        for event in run.events():
+            if event["kind"] != "operation_started":
+                continue
+            seen += 1
+            dangerous = any(word in event["operation"] for word in ("init", "join", "certificate", "packages", "token"))
+            if seen >= stride or (dangerous and f"{event['node']} {event['operation']}" not in points):
+                time.sleep(0.3)  # inside the operation, not before it
+                run.signal(signal.SIGKILL)
+                points.append(f"{event['node']} {event['operation']}")
+                break
+        else:
+            run.wait().must()
+            return points
+
+
+def test_a_deploy_that_is_killed_again_and_again_ends_verified(site: TestSite, killed_at: list[str]) -> None:
+    assert len(killed_at) >= KILLS, f"only {len(killed_at)} kills: {killed_at}"
+    for word in ("init", "join", "packages", "certificate"):
+        assert any(word in point for point in killed_at), f"no kill inside {word}: {killed_at}"
+    site.run("verify", "infrastructure").must()
+
+
+def test_a_converged_site_has_an_empty_plan_and_deploys_nothing(site: TestSite, killed_at: list[str]) -> None:
+    plan = site.json("plan", "infrastructure")
+    assert plan["changed"] == 0
+    assert {step["outcome"] for step in plan["steps"]} == {"done"}
+    deploy = site.json("deploy", "infrastructure")
+    assert (deploy["changed"], deploy["failed"], deploy["unreachable"]) == (0, [], {})
+
+
+def test_a_deploy_does_exactly_what_the_plan_showed(site: TestSite, killed_at: list[str]) -> None:
+    site.on("w1", "sysctl -w net.ipv4.ip_forward=0; rm /etc/crictl.yaml; systemctl stop containerd")
+    site.on("b1", "chmod 644 /etc/sudoers.d/*; echo '# drift' >>/etc/nftables.conf")
+    plan = site.json("plan", "infrastructure")
+    shown = sorted((step["step"], step["node"], name) for step in plan["steps"] for name in step["changed"])
+    assert {node for _, node, _ in shown} == {"w1", "b1"}
+    deploy = site.json("deploy", "infrastructure")
+    done = sorted((step["step"], step["node"], name) for step in deploy["steps"] for name in step["changed"])
+    assert done == shown
+    assert site.json("plan", "infrastructure")["changed"] == 0
+
+
+def test_dry_run_equals_plan(site: TestSite, killed_at: list[str]) -> None:
+    site.on("b1", "chmod 600 /etc/hosts")
+    plan, dry = site.json("plan", "infrastructure"), site.json("deploy", "infrastructure", "--dry-run")
+    changed = [[step["changed"] for step in result["steps"] if step["changed"]] for result in (plan, dry)]
+    assert changed[0] == changed[1] != []
+    assert site.on("b1", "stat -c %a /etc/hosts") == "600"
+    site.run("deploy", "infrastructure", "--node", "b1").must()
+
+
+def test_two_deploys_at_once(site: TestSite, killed_at: list[str]) -> None:
+    first = site.deploying()
+    second = site.run("deploy", "infrastructure").must(2)
+    assert f"(process {first.process.pid})" in second.output
+    first.wait().must()
+
+
+def test_interrupting_says_how_to_go_on(site: TestSite, killed_at: list[str]) -> None:
+    run = site.deploying()
+    assert run.until(lambda event: event["kind"] == "step_started")
+    stopped = run.signal(signal.SIGINT).must(3)
+    assert "./mlops deploy" in stopped.output
+    assert "Traceback" not in stopped.output
+
+
+def test_an_unreachable_node_is_named_and_the_others_finish(site: TestSite, killed_at: list[str]) -> None:
+    site.on("b1", "chmod 600 /etc/hosts")
+    lab.power_cut(site.spec, "w1")
+    try:
+        result = site.json("deploy", "infrastructure", code=1)
+        assert list(result["unreachable"]) == ["w1"]
+        assert result["failed"] == []
+        assert any(step["changed"] and step["node"] == "b1" for step in result["steps"])
+        assert all(step["outcome"] == "done" for step in result["steps"] if step["node"] != "w1")
+    finally:
+        lab.start(site.spec, "w1")
+    site.run("deploy", "infrastructure").must()
+
+
+def test_a_wrong_host_key_is_refused_before_anything_is_touched(site: TestSite, killed_at: list[str]) -> None:
+    public = site_state(site.name) / "ssh" / "host_keys" / "w1.pub"
+    right = public.read_text()
+    site.on("b1", "chmod 600 /etc/hosts")
+    public.write_text((site_state(site.name) / "ssh" / "host_keys" / "b1.pub").read_text().replace("b1", "w1"))
+    try:
+        # Two nodes with the same key are an error of the site file, so b1 takes part in the swap.
+        other = site_state(site.name) / "ssh" / "host_keys" / "b1.pub"
+        kept = other.read_text()
+        other.write_text(right.replace("w1", "b1"))
+        refused = site.run("deploy", "infrastructure").must(2)
+        other.write_text(kept)
+    finally:
+        public.write_text(right)
+    assert "host key is not the pinned one; refused" in refused.output
+    assert site.on("b1", "stat -c %a /etc/hosts") == "600"
+    site.run("deploy", "infrastructure", "--node", "b1").must()
+
+
+def test_a_full_disk_names_the_node_and_leaves_nothing_half_written(site: TestSite, killed_at: list[str]) -> None:
+    before = site.on("w1", "sha256sum /etc/containerd/config.toml")
+    site.on("w1", "cp -a /etc/containerd /root/kept && mount -t tmpfs -o size=16k full /etc/containerd")
+    site.on("w1", "cp -a /root/kept/. /etc/containerd/; echo '# drift' >>/etc/containerd/config.toml", check=False)
+    site.on("w1", "dd if=/dev/zero of=/etc/containerd/filler bs=1k count=64 2>/dev/null", check=False)
+    try:
+        failed = site.run("deploy", "infrastructure", "--node", "w1").must(1)
+        assert "No space left on device" in failed.output
+        assert "on w1" in failed.output
+        assert "Traceback" not in failed.output
+    finally:
+        site.on("w1", "umount /etc/containerd")
+    assert site.on("w1", "sha256sum /etc/containerd/config.toml") == before
+    site.run("deploy", "infrastructure", "--node", "w1").must()
+
+
+def test_a_file_corrupted_on_its_way_is_refused(site: TestSite, killed_at: list[str]) -> None:
+    binary = "/usr/local/bin/crictl"
+    served = site.on("s1", "find /srv /var/lib -path '*files/crictl/*' -name crictl -type f | head -1")
+    site.on(
+        "s1", f"cp -a {served} /root/kept-crictl && printf X | dd of={served} bs=1 seek=4096 conv=notrunc 2>/dev/null"
+    )
+    site.on("w1", f"rm {binary}")
+    try:
+        failed = site.run("deploy", "infrastructure", "--node", "w1").must(1)
+        assert "not the file that the catalogue pins" in failed.output
+        assert site.on("w1", f"ls {binary}* 2>/dev/null | wc -l") == "0"
+    finally:
+        site.on("s1", f"cat /root/kept-crictl >{served}")
+    site.run("deploy", "infrastructure", "--node", "w1").must()
+    assert site.on("w1", f"{binary} --version")
+
+
+def test_a_node_that_reboots_during_a_step(site: TestSite, killed_at: list[str]) -> None:
+    site.on("w1", "rm /usr/local/bin/kubelet")
+    run = site.deploying()
+    assert run.until(lambda event: event["kind"] == "operation_started" and event["node"] == "w1")
+    threading.Thread(target=lab.reboot, args=(site.spec, "w1")).start()
+    run.wait()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and "w1" not in site.run("status").output:
+        time.sleep(1)
+    site.run("deploy", "infrastructure").must()
+    site.run("verify", "infrastructure").must()
+
+
+def test_a_slow_and_lossy_network(site: TestSite, killed_at: list[str]) -> None:
+    for node in site.spec.nodes:
+        lab.netem(site.spec, node.name, delay_ms=50, loss_percent=5)
+    try:
+        site.on("w1", "rm -f /usr/local/bin/crictl")
+        result = site.json("deploy", "infrastructure")
+        assert result["changed"] >= 1
+    finally:
+        for node in site.spec.nodes:
+            lab.clear_netem(site.spec, node.name)
+    site.run("verify", "infrastructure").must()
+
+
+def test_plain_pyinfra_lays_down_the_same(site: TestSite, killed_at: list[str]) -> None:
+    site.on("b1", "chmod 600 /etc/hosts")
+    pyinfra = REPOSITORY / ".venv" / "bin" / "pyinfra"
+    done = subprocess.run(
+        [str(pyinfra), "-y", str(site.folder / "inventory.py"), str(REPOSITORY / "deploys" / "infrastructure.py")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert site.on("b1", "stat -c %a /etc/hosts") == "644"
+    assert site.json("plan", "infrastructure")["changed"] == 0
+
+
+def test_no_secret_is_in_the_logs_of_the_runs(site: TestSite, killed_at: list[str]) -> None:
+    shown = site.run("secrets", "show", "kubernetes").must().output
+    values = [word for line in shown.splitlines() for word in line.split() if len(word) >= 24]
+    assert values, shown
+    logs = "".join(path.read_text() for path in Path(site_state(site.name), "runs").rglob("run.jsonl"))
+    assert not [value for value in values if value in logs]
+    assert "PRIVATE KEY" not in logs
