@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -118,12 +119,18 @@ def seen(nodes: Nodes, controller: Controller) -> Seen:
     ports = sorted(
         {one.port for found in listening.values() for one in found if one.protocol == "tcp"} | set(COMMON_PORTS)
     )
-    names = {nodes[name].address: name for name in nodes}
+    names = {nodes[name].address: name for name in nodes}  # connects to each, before threads do anything
     answers: dict[tuple[str, str, int], Answer] = {}
-    for source in (*nodes, CONTROLLER):
-        targets: list[Target] = [(address, port) for address, name in names.items() if name != source for port in ports]
-        found = controller.scan(targets) if source == CONTROLLER else scan_from(nodes[source], targets)
-        answers |= {(source, names[address], port): answer for (address, port), answer in found.items()}
+
+    def scan(source: str) -> dict[Target, Answer]:
+        targets = [(address, port) for address, name in names.items() if name != source for port in ports]
+        return controller.scan(targets) if source == CONTROLLER else scan_from(nodes[source], targets)
+
+    sources = (*nodes, CONTROLLER)
+    # Scans wait for silence most of the time. A connection is used by one thread only.
+    with ThreadPoolExecutor(len(sources)) as pool:
+        for source, found in zip(sources, pool.map(scan, sources), strict=True):
+            answers |= {(source, names[address], port): answer for (address, port), answer in found.items()}
     return Seen(listening, answers)
 
 
@@ -237,19 +244,30 @@ def test_datagram_ports_are_declared(node: NodeHost, site: Site) -> None:
 
 def test_new_listener_is_shut(node: NodeHost, site: Site, nodes: Nodes, controller: Controller) -> None:
     """A service that somebody starts without declaring its port cannot be reached from any other machine."""
-    others = [name for name in nodes if name != node.name][:2]
+    others = [name for name in nodes if name != node.name][:1]
     with listener_on(node) as port:
         target = (node.address, port)
         # The control: without it, a listener that never started would look like a firewall.
         assert scan_from(node, [target])[target] == "open", f"{node.name}: the test's own listener does not answer"
         assert udp_answer_from(node, target) == "open", f"{node.name}: the test's own listener does not answer"
-        tcp = {name: scan_from(nodes[name], [target])[target] for name in others}
-        tcp[CONTROLLER] = controller.scan([target])[target]
-        udp = {f"{name} (UDP)": udp_answer_from(nodes[name], target) for name in others[:1]}
-    if any(_declared(site, name, node.name, port) for name in tcp):
+        found = _found(target, [nodes[name] for name in others], controller)
+    if any(_declared(site, source, node.name, port) for source in (CONTROLLER, *others)):
         raise DoesNotApply(f"port {port}, chosen by the kernel, lies in a declared range")
-    wrong = [f"{name} found it {answer}" for name, answer in (tcp | udp).items() if answer != "silent"]
+    wrong = [f"{source} found it {answer}" for source, answer in found.items() if answer != "silent"]
     assert not wrong, f"{node.name}: port {port} was opened for this test and {'; '.join(wrong)}"
+
+
+def _found(target: Target, others: list[NodeHost], controller: Controller) -> dict[str, Answer]:
+    """What a port answers over TCP and UDP: to the controller, and to other nodes."""
+
+    def try_from(other: NodeHost) -> dict[str, Answer]:
+        tcp, udp = scan_from(other, [target])[target], udp_answer_from(other, target)
+        return {f"{other.name} (TCP)": tcp, f"{other.name} (UDP)": udp}
+
+    with ThreadPoolExecutor(len(others) + 1) as pool:
+        here = pool.submit(controller.scan, [target])
+        found = {key: value for one in pool.map(try_from, others) for key, value in one.items()}
+        return {CONTROLLER: here.result()[target], **found}
 
 
 def test_controller_is_not_locked_out(node: NodeHost, settings: Settings) -> None:
