@@ -87,7 +87,7 @@ class Settings(RoleSettings):
 
     def secrets(self, site: Site) -> Iterable[Secret]:
         """Secrets to generate once for the site."""
-        yield Secret("encryption_key", "key32", "encrypts Secret objects in etcd (secretbox)")
+        yield Secret("encryption_key", "key32", "encrypts Secret objects in etcd (secretbox)", rotatable=False)
 
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
         """The endpoint's name, on every node."""
