@@ -229,11 +229,20 @@ def _ordered(steps: list[PlannedStep]) -> tuple[PlannedStep, ...]:
         one.id: PlannedStep(one.id, one.role, one.step, one.nodes, one.after & by_id.keys(), one.here & by_id.keys())
         for one in steps
     }
+    written = {identity: at for at, identity in enumerate(kept)}
     sorter = graphlib.TopologicalSorter({one.id: one.after | one.here for one in kept.values()})
     try:
-        return tuple(kept[identity] for identity in sorter.static_order())
+        sorter.prepare()
     except graphlib.CycleError as error:
         raise RequestError(f"these steps need each other in a circle: {' → '.join(error.args[1])}") from None
+    ready: list[str] = []
+    order: list[PlannedStep] = []
+    while sorter.is_active():
+        # Of what could run next, what is written first: a node with a choice takes the one its phase names first.
+        ready = sorted([*ready, *sorter.get_ready()], key=written.__getitem__)
+        order.append(kept[ready[0]])
+        sorter.done(ready.pop(0))
+    return tuple(order)
 
 
 def under_pyinfra() -> bool:
