@@ -202,7 +202,8 @@ def _first_files(container: Container, keys: LabKeys) -> None:
     _write(base / "etc/apt/sources.list", "# No source: packages come from the site's mirror.\n")
     for other in (base / "etc/apt/sources.list.d").glob("*"):
         other.unlink()
-    _write(base / "etc/default/locale", "LANG=C.UTF-8\n")
+    _write(base / "etc/locale.conf", "LANG=C.UTF-8\n")
+    _link(base / "etc/default/locale", "../locale.conf")
     network = _NETWORK.format(address=node.address, prefix=spec.network.prefixlen, gateway=spec.controller.ip)
     _write(base / "etc/systemd/network/10-host0.network", network)
     _write(base / "usr/local/lib/mlops-lab/mounts", _MOUNTS_SCRIPT, 0o755)

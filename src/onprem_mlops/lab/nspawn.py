@@ -10,6 +10,9 @@ from onprem_mlops.lab.spec import LabNode, LabSpec
 REBOOT_STATUS = 133
 """How systemd-nspawn ends when the node asks for a reboot and no unit manager was told to do it."""
 
+_UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers")
+"""There if this machine has control groups of version 2 alone."""
+
 _MODULES = Path("/lib/modules")
 
 
@@ -48,4 +51,8 @@ def data_folder(folders: NodeFolders, path: str) -> Path:
 
 
 def _init_arguments(node: LabNode) -> list[str]:
-    return []
+    """What the node's init is told. Containers have no kernel command line; systemd takes its arguments for one."""
+    if node.release == "bookworm" or _UNIFIED.exists():
+        return []
+    # systemd 256 and later refuse to boot on control groups of version 1 unless told twice.
+    return ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1", "systemd.unified_cgroup_hierarchy=0"]

@@ -49,6 +49,16 @@ def test_nspawn_boots_the_node_under_a_name_of_its_lab(container: Container) -> 
     assert f"--bind={container.folders.data}/var-lib-etcd:/var/lib/etcd" in words
 
 
+def test_debian_13_is_told_to_boot_on_old_control_groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node = LabNode("cp1", IPv4Address("10.77.1.11"), "trixie")
+    folders = Container(SPEC, node).folders
+    monkeypatch.setattr(nspawn, "_UNIFIED", tmp_path / "absent")
+    old = nspawn.command(SPEC, node, folders)
+    assert old[-2:] == ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1", "systemd.unified_cgroup_hierarchy=0"]
+    monkeypatch.setattr(nspawn, "_UNIFIED", tmp_path)
+    assert nspawn.command(SPEC, node, folders) == old[:-2]
+
+
 def test_systemd_runs_the_node_as_a_transient_unit_that_survives_reboots(container: Container) -> None:
     words = unified.start_command(container)
     own, separator, rest = words[: words.index("--")], words[words.index("--")], words[words.index("--") + 1 :]
