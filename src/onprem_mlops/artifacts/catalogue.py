@@ -217,15 +217,15 @@ class Artifact(_Strict):
         """The image's reference at this version; ValueError if this is no image."""
         return Reference.parse((self.image or "").replace("{version}", self.version))
 
-    def inputs(self) -> tuple[str, ...]:
-        """Names of artifacts that must be there first."""
-        named: set[str] = set()
-        for source in self.sources:
-            if isinstance(source, RecipeSource):
-                named |= {*source.inputs(), "crane", "registry"}
-            elif isinstance(source, UpstreamImageSource):
-                named |= {"crane", "registry"}
+    def ingredients(self) -> tuple[str, ...]:
+        """Names of artifacts whose files become part of this one: if they change, it changes."""
+        named = {name for source in self.sources if isinstance(source, RecipeSource) for name in source.inputs()}
         return tuple(sorted(named))
+
+    def inputs(self) -> tuple[str, ...]:
+        """Names of artifacts that must be there before this one can be made: its ingredients, and the tools."""
+        tools = {"crane", "registry"} if self.image else set()
+        return tuple(sorted({*self.ingredients(), *tools}))
 
 
 class Reference(BaseModel):

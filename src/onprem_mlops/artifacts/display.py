@@ -66,7 +66,7 @@ class BuildDisplay:
                 self._say(f"  {event.name}: another run is making it; waiting")
             case Finished():
                 self._ended(event.name)
-                how = "made by another run" if event.reused else f"from {event.source}"
+                how = "there already" if event.reused else f"from {event.source}"
                 self._say(
                     f"[green]✓[/] {event.name} {event.version}: {event.seconds:.1f} s, {megabytes(event.size)}, {how}"
                     f" ({self._done}/{self._to_make})"

@@ -35,7 +35,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The artifact is in the store. `reused`: another run made it."""
+    """The artifact is in the store. `reused`: nothing was made; another run had, or its new inputs are as before."""
 
     name: str
     version: str

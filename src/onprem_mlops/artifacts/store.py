@@ -185,7 +185,7 @@ class Store:
 
     def _current(self, artifact: Artifact, run: _Run, *, tell: bool = True) -> ArtifactManifest | None:
         """The artifact's manifest if it is what the catalogue asks for and all its files are as they were written."""
-        if any(name not in run.there for name in artifact.inputs()):
+        if any(name not in run.there for name in artifact.ingredients()):
             return None
         found = self._read(artifact.name)
         if found is None or not self._matches(artifact, found, run):
