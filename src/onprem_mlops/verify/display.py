@@ -57,7 +57,9 @@ class VerifyDisplay:
         if message["outcome"] in _SIGNS:
             sign, colour = _SIGNS[message["outcome"]]
             where = message["node"] or "site"
-            self._to.print(f"[{colour}]{sign}[/{colour}] {message['role']} {where}: {escape(message['name'])}")
+            self._to.print(
+                f"[{colour}]{sign}[/{colour}] {message['role']} {where}: {escape(message['name'])}", soft_wrap=True
+            )
 
     def _now(self) -> Group:
         rows = [Spinner("dots", Text(f" {name}", style="dim")) for name in list(self._running)]
@@ -107,7 +109,9 @@ def _cell(result: VerifyResult, role: str, nodes: Sequence[str]) -> str:
 
 def _show_check(check: Check, to: Console) -> None:
     sign, colour = _SIGNS[check.outcome]
-    to.print(f"\n[{colour}]{sign} {check.role} {check.where}[/{colour}] [bold]{escape(check.name)}[/bold]")
+    to.print(
+        f"\n[{colour}]{sign} {check.role} {check.where}[/{colour}] [bold]{escape(check.name)}[/bold]", soft_wrap=True
+    )
     lines = check.message.splitlines()
     for line in lines[:_MESSAGE_LINES]:
         to.print(f"  {escape(line)}", soft_wrap=True)
