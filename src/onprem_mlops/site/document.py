@@ -60,11 +60,11 @@ class Document:
 
     def report(self, loc: Loc, message: str, *, at_key: bool = False) -> None:
         """Note a problem at ``loc``, or at the nearest place above that the file has."""
-        self._problems[(self.position(loc, at_key=at_key), message)] = None
+        self.report_at(self.position(loc, at_key=at_key), message)
 
     def report_at(self, position: Position, message: str) -> None:
         """Note a problem at a position."""
-        self._problems[(position, message)] = None
+        self._problems[(position, _printable(message))] = None
 
     def position(self, loc: Loc, *, at_key: bool = False) -> Position:
         """Where ``loc`` stands. For what is not in the file: the key it would belong under."""
@@ -144,6 +144,11 @@ def _shown(file: Path) -> str:
     """The path as a person standing in the current folder would write it."""
     absolute = file.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(file)
+
+
+def _printable(message: str) -> str:
+    """One line without control characters: what stands in a file must not steer a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
 
 
 def _mark(mark: StringMark | None) -> Position:

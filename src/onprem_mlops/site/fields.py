@@ -6,9 +6,10 @@ import base64
 import binascii
 import hashlib
 import re
+from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, PlainSerializer, model_validator
 
 GENERATED = "generated"
 """What a lab's site file says instead of a key that is made on this machine."""
@@ -150,6 +151,13 @@ class Taint(BaseModel):
         return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
 
 
+def _address_text(value: object) -> object:
+    """Only text (or an address already made) is an address: pydantic would read 42 as 0.0.0.42."""
+    return value if isinstance(value, (str, IPv4Address, IPv4Network)) else str(value)
+
+
+Address = Annotated[IPv4Address, BeforeValidator(_address_text)]
+Network = Annotated[IPv4Network, BeforeValidator(_address_text)]
 DnsLabel = Annotated[str, AfterValidator(dns_label)]
 Domain = Annotated[str, AfterValidator(domain)]
 GroupName = Annotated[str, AfterValidator(group_name)]

@@ -18,6 +18,7 @@ from onprem_mlops.paths import site_state
 from onprem_mlops.site import fields
 from onprem_mlops.site.fields import (
     GENERATED,
+    Address,
     BridgeName,
     DevicePath,
     DnsLabel,
@@ -26,6 +27,7 @@ from onprem_mlops.site.fields import (
     HttpUrl,
     LabelKey,
     LabelValue,
+    Network,
     Size,
     Taint,
     UserName,
@@ -104,7 +106,7 @@ class Ssh(Section):
         default="mlops",
         description="Account to log in with. Not root: what needs root goes through sudo and is logged.",
     )
-    port: int = Field(default=22, ge=1, le=65535, description="Port of sshd on the nodes.")
+    port: int = Field(default=22, strict=True, ge=1, le=65535, description="Port of sshd on the nodes.")
     key: Annotated[Path, BeforeValidator(_key_path)] = Field(
         default=Path("~/.ssh/id_ed25519"),
         description="Private key of that account, readable by you only; `~` is your home. "
@@ -116,16 +118,16 @@ class Ssh(Section):
 class Networks(Section):
     """The three networks of a cluster. They share no address, nor may the nodes have routes into them."""
 
-    nodes: IPv4Network = Field(description="Network the nodes' addresses are in, such as 192.0.2.0/24.")
-    pods: IPv4Network = Field(
+    nodes: Network = Field(description="Network the nodes' addresses are in, such as 192.0.2.0/24.")
+    pods: Network = Field(
         default=IPv4Network("10.244.0.0/16"),
         description="Addresses of pods; each node takes a /24, so a /16 is enough for 256 nodes.",
     )
-    services: IPv4Network = Field(
+    services: Network = Field(
         default=IPv4Network("10.96.0.0/12"),
         description="Virtual addresses of Services, kubeadm's own default.",
     )
-    api_address: IPv4Address | None = Field(
+    api_address: Address | None = Field(
         default=None,
         description="Virtual address of the Kubernetes API, free and inside `nodes`. Needed for three control "
         "planes: it moves to a healthy one. With one control plane its own address serves.",
@@ -157,7 +159,7 @@ class Gpu(Section):
     """GPUs of one model in a node."""
 
     model: str = Field(min_length=1, description="Model as its vendor names it, such as NVIDIA-L4.")
-    count: int = Field(default=1, ge=1, le=32, description="How many of this model the node has.")
+    count: int = Field(default=1, strict=True, ge=1, le=32, description="How many of this model the node has.")
     simulated: bool = Field(default=False, description="Not real hardware; shown as such wherever the GPU is named.")
 
 
@@ -174,7 +176,7 @@ class Node(Section):
     """One machine."""
 
     name: DnsLabel = Field(description="Host name, a DNS label; with the domain it is the node's full name.")
-    address: IPv4Address = Field(description="Address, inside `networks.nodes`; SSH and the cluster use it.")
+    address: Address = Field(description="Address, inside `networks.nodes`; SSH and the cluster use it.")
     host_key: Annotated[str | None, BeforeValidator(_host_key)] = Field(
         description="Its public SSH host key, `ssh-ed25519 AAAA…`. Pinned: a node that shows another one is "
         "refused. `generated` in a lab.",
@@ -199,7 +201,7 @@ class Lab(Section):
     bridge: BridgeName = Field(
         default="br-mlops", description="Network bridge the nodes hang on; created and removed by the lab."
     )
-    host_address: IPv4Address | None = Field(
+    host_address: Address | None = Field(
         default=None,
         description="This machine's address on the bridge. None: the first address of `networks.nodes`.",
     )

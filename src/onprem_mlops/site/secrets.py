@@ -223,19 +223,20 @@ class Secrets:
         ``run_editor`` opens the file and returns when the person is done. If the result is wrong, ``try_again`` is
         asked; if it says no, the SiteError comes out and nothing was changed.
         """
-        with self._changing() as values, _plain_file(_dump(values)) as plain:
-            while True:
-                run_editor(plain)
-                try:
-                    edited = _parse(plain.read_text(encoding="utf-8"), "secrets.yaml")
-                    break
-                except SiteError as error:
-                    if not try_again(error):
-                        raise
-            changed = edited != values
-            values.clear()
-            values.update(edited)
-        return changed
+        self._cached = None
+        before = self._values()
+        # Not locked while a person thinks: a deploy beside it goes on, and what it generates is kept.
+        with _plain_file(_dump(before)) as plain:
+            edited = _edited(plain, run_editor, try_again)
+        changes = {at: _at(edited, at) for at in _names(before) | _names(edited) if _at(before, at) != _at(edited, at)}
+        if changes:
+            with self._changing() as values:
+                for (role, name), value in changes.items():
+                    named = values.setdefault(role, {})
+                    named.pop(name, None)
+                    if value is not None:
+                        named[name] = value
+        return bool(changes)
 
     # Recipients
 
@@ -355,6 +356,29 @@ def run_editor(file: Path) -> None:
         subprocess.run([*shlex.split(editor), str(file)], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise RequestError(f"the editor {editor} failed: {error}", "Set EDITOR. Nothing was changed.") from None
+
+
+def _edited(plain: Path, run_editor: Callable[[Path], None], try_again: Callable[[SiteError], bool]) -> Values:
+    """What a person made of the plain text; SiteError if it is wrong and they give up."""
+    while True:
+        run_editor(plain)
+        try:
+            return _parse(plain.read_text(encoding="utf-8"), "secrets.yaml")
+        except SiteError as error:
+            if not try_again(error):
+                raise
+        except (OSError, UnicodeDecodeError):
+            raise RequestError(
+                "what the editor left cannot be read", "It must be text in UTF-8 in the same file. Nothing was changed."
+            ) from None
+
+
+def _names(values: Values) -> set[tuple[str, str]]:
+    return {(role, name) for role, named in values.items() for name in named}
+
+
+def _at(values: Values, at: tuple[str, str]) -> str | None:
+    return values.get(at[0], {}).get(at[1])
 
 
 def _dump(values: Values) -> str:

@@ -225,6 +225,18 @@ def test_a_wrong_edit_can_be_mended(secrets: Secrets) -> None:
     assert secrets.get("storage", "root").reveal() == "mended"
 
 
+def test_what_is_generated_during_an_edit_is_kept(secrets: Secrets) -> None:
+    def slow(file: Path) -> None:
+        reread(secrets).set("storage", "meanwhile", Hidden("kept"))
+        file.write_text(file.read_text().replace("  join:", "  joined:"))
+
+    joined = secrets.get("kubernetes", "join")
+    assert secrets.edit(slow, never)
+    assert reread(secrets).get("storage", "meanwhile").reveal() == "kept"
+    assert reread(secrets).get("kubernetes", "joined") == joined
+    assert not reread(secrets).has("kubernetes", "join")
+
+
 def test_an_editor_that_fails(secrets: Secrets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDITOR", "false --wait")
     with pytest.raises(RequestError, match="the editor false --wait failed"):
