@@ -103,11 +103,8 @@ def _up(spec: LabSpec, nodes: tuple[LabNode, ...], listener: Listener) -> tuple[
         if network.ensure_bridge(spec):
             _plug_in(supervision, spec)
         _prepare_roots(spec, nodes, listener)
-        booted = _each(
-            nodes, lambda node: _bring_up(supervision, Container(spec, node), keys, listener), "did not come up"
-        )
-        if any(booted):
-            _check_peers(spec, listener)
+        _each(nodes, lambda node: _bring_up(supervision, Container(spec, node), keys, listener), "did not come up")
+        _check_peers(supervision, spec)
         return tuple(_status(supervision, Container(spec, node)) for node in nodes)
 
 
@@ -150,6 +147,7 @@ def describe_destruction(spec: LabSpec) -> str:
 
 def status(spec: LabSpec) -> tuple[NodeStatus, ...]:
     """Every node of the lab as it is now."""
+    require_root()
     supervision = choose_supervision()
     with ThreadPoolExecutor(max_workers=len(spec.nodes)) as pool:
         return tuple(pool.map(lambda node: _status(supervision, Container(spec, node)), spec.nodes))
@@ -157,6 +155,8 @@ def status(spec: LabSpec) -> tuple[NodeStatus, ...]:
 
 def shell(spec: LabSpec, node: str, *remote: str) -> int:
     """A shell on a node over SSH (or one command); returns its exit status."""
+    if not LabFolders(spec.site).known_hosts.exists():
+        raise RequestError(f"lab {spec.site} is not there", "Bring it up with `./mlops lab up`.")
     return subprocess.run(ssh_command(spec, spec.node(node), *remote, batch=False), check=False).returncode
 
 
@@ -193,8 +193,8 @@ def clear_netem(spec: LabSpec, node: str) -> None:
     impairment.clear(container, leader(supervision, container))
 
 
-def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, listener: Listener) -> bool:
-    """Bring one node up from whatever it is in; True if it was booted."""
+def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, listener: Listener) -> None:
+    """Bring one node up from whatever it is in."""
     began = time.monotonic()
     name = container.node.name
     # Between two boots of a node that reboots there is a keeper and no init.
@@ -202,7 +202,7 @@ def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, lis
     if leader(supervision, container):
         if supervision.supervised(container) or supervision.adopt(container):
             _wait_booted(supervision, container, began, listener, first=False)
-            return False
+            return
         listener("nobody watches over it any more: powering it off to start it again", name)
         _power_off(supervision, container)
     supervision.forget(container)
@@ -210,7 +210,6 @@ def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, lis
     listener("booting" if fresh else "resuming", name)
     supervision.start(container)
     _wait_booted(supervision, container, began, listener, first=fresh)
-    return True
 
 
 def _wait_booted(
@@ -224,7 +223,7 @@ def _wait_booted(
     wait_until(lambda: supervision.supervised(container), 2, every=0.02)
     answer = wait_ready(container.spec, container.node, BOOT_SECONDS, ended)
     if answer is None:
-        raise _failed(container, "did not boot")
+        raise _silent(supervision, container)
     if not answer.healthy:
         units = ", ".join(answer.failed_units) or "none failed"
         if first:
@@ -293,10 +292,11 @@ def _plug_in(supervision: Supervision, spec: LabSpec) -> None:
             impairment.clear(Container(spec, node), init)
 
 
-def _check_peers(spec: LabSpec, listener: Listener) -> None:
-    first = spec.nodes[0]
-    if lost := unreachable_peers(spec, first):
-        listener(f"cannot reach {', '.join(lost)}. {network.filtering_advice()}", first.name)
+def _check_peers(supervision: Supervision, spec: LabSpec) -> None:
+    """Raise NodesFailed if this machine keeps nodes from each other."""
+    first, *others = (node for node in spec.nodes if leader(supervision, Container(spec, node)))
+    if lost := unreachable_peers(spec, first, others):
+        raise NodesFailed(f"{first.name} is up but cannot reach {', '.join(lost)}", network.filtering_advice(spec))
 
 
 def _each(nodes: tuple[LabNode, ...], work: Callable[[LabNode], R], failure: str) -> list[R]:
@@ -351,6 +351,17 @@ def _boot_id(init: Pid) -> str | None:
 def _current_boot_id(supervision: Supervision, container: Container) -> str | None:
     init = leader(supervision, container)
     return _boot_id(init) if init else None
+
+
+def _silent(supervision: Supervision, container: Container) -> MlopsError:
+    """The error for a node that never answered: it ended, or this machine's firewall is between."""
+    if leader(supervision, container) is None or listens(container.node):
+        return _failed(container, "did not boot")
+    return NodesFailed(
+        f"{container.node.name} runs but does not answer at {container.node.address} port 22 "
+        f"(its console: {container.folders.console})",
+        network.filtering_advice(container.spec),
+    )
 
 
 def _failed(container: Container, what: str) -> MlopsError:

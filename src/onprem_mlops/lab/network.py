@@ -67,12 +67,12 @@ def port_of(init: Pid) -> str:
     return next(str(link["ifname"]) for link in links if link["ifindex"] == index)
 
 
-def filtering_advice() -> str:
-    """What on this machine may keep nodes from each other, for a person whose nodes do not reach each other."""
-    filtered = _FILTER_BRIDGES.exists() and _FILTER_BRIDGES.read_text().strip() == "1"
-    if filtered:
-        return (
-            "This machine's firewall also filters bridged packets (net.bridge.bridge-nf-call-iptables = 1). "
-            "Let it accept forwarding within the lab's bridge; the lab changes no firewall by itself."
+def filtering_advice(spec: LabSpec) -> str:
+    """What on this machine may keep packets from or to nodes, for a person whose nodes are not reached."""
+    rules = f"accept what comes in from bridge {spec.bridge}"
+    if _FILTER_BRIDGES.exists() and _FILTER_BRIDGES.read_text().strip() == "1":
+        # Set by br_netfilter, as on any machine that also runs Docker.
+        rules += (
+            ", and forwarding within it (net.bridge.bridge-nf-call-iptables is 1: bridged packets are filtered too)"
         )
-    return "See `nft list ruleset`: something on this machine keeps packets from crossing the lab's bridge."
+    return f"See `nft list ruleset`: this machine's firewall must {rules}. The lab changes no firewall by itself."

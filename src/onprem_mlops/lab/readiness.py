@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from onprem_mlops.lab.folders import LabFolders
@@ -91,9 +91,9 @@ def _ask(spec: LabSpec, node: LabNode, seconds: float) -> Answer | None:
     return Answer(lines[0], tuple(lines[1:]))
 
 
-def unreachable_peers(spec: LabSpec, node: LabNode) -> tuple[str, ...]:
+def unreachable_peers(spec: LabSpec, node: LabNode, others: Iterable[LabNode]) -> tuple[str, ...]:
     """Names of the other nodes that this node cannot reach."""
-    peers = {str(peer.address): peer.name for peer in spec.nodes if peer != node}
+    peers = {str(peer.address): peer.name for peer in others}
     probe = "; ".join(
         f"timeout 3 bash -c '</dev/tcp/{address}/{_SSH_PORT}' 2>/dev/null || echo {address}" for address in peers
     )
