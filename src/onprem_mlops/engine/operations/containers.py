@@ -21,7 +21,7 @@ def images(*references: str) -> Iterator[Command]:
     if missing:
         pulls = " ".join(shlex.quote(one) for one in missing)
         yield Command(
-            f"printf '%s\\n' {pulls} | xargs -P 4 -n 1 crictl --timeout 300s pull --quiet >/dev/null", timeout=900
+            f"printf '%s\\n' {pulls} | xargs -P 4 -n 1 crictl --timeout 300s pull >/dev/null", timeout=900
         )
 
 

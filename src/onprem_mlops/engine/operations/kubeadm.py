@@ -15,18 +15,19 @@ from pyinfra import host
 
 from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
-from onprem_mlops.engine.operations.kubectl import API, LOCAL, PKI
+from onprem_mlops.engine.operations.kubectl import API, LOCAL
 from onprem_mlops.site import Hidden
 
+PKI = "/etc/kubernetes/pki"
 LOG = "/var/log/kubeadm"
 _LAST = f"{LOCAL}/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy"
 _CODE = "--output /dev/null --write-out '%{http_code}'"
 
 _INIT_STATE = f"""\
-if [ ! -d /var/lib/etcd/member ]; then
+{API}if [ ! -d /var/lib/etcd/member ]; then
   if [ -e /etc/kubernetes/admin.conf ] || [ -e {PKI}/ca.crt ]; then echo begun; else echo nothing; fi
 else
-  case "$({API} {_CODE} {_LAST})" in
+  case "$(api {_CODE} {_LAST})" in
     200) echo complete ;;
     404) echo partial ;;
     *) echo silent ;;
@@ -123,13 +124,13 @@ def joined() -> bool:
 def is_control_plane(node: str, server: str) -> str:
     """Shell: `complete` if the cluster knows the node as control plane, `partial` if not, `silent` if none answers.
 
-    A control plane that never got its own client certificate says `nothing`.
+    A control plane that never got an administrator's identity says `nothing`.
     """
     label = "node-role.kubernetes.io/control-plane"
     query = f"{server}/api/v1/nodes?labelSelector={label}\\&fieldSelector=metadata.name={node}"
     return (
-        f"if [ ! -s {PKI}/apiserver-kubelet-client.crt ]; then echo nothing; else "
-        f"case \"$({API} --write-out ' %{{http_code}}' {query} | tr -d '\\n ')\" in "
+        f"{API}if [ ! -s /etc/kubernetes/admin.conf ]; then echo nothing; else "
+        f"case \"$(api --write-out ' %{{http_code}}' {query} | tr -d '\\n ')\" in "
         f'*\\"name\\":\\"{node}\\"*200) [ -e /etc/kubernetes/manifests/etcd.yaml ] && echo complete || echo partial ;; '
         "*200) echo partial ;; *) echo silent ;; esac; fi"
     )
@@ -200,7 +201,7 @@ def renewed_manifests(config: str) -> Iterator[Command]:
     # Change times, not what this run did: a run that died in between heals in the next.
     if host.get_fact(Probe, command=f"[ {manifest} -nt {quoted} ]").ok:
         return
-    ready = f"{API} --fail --output /dev/null {LOCAL}/readyz"
+    ready = f"curl --silent --fail --max-time 3 --cacert {PKI}/ca.crt --output /dev/null {LOCAL}/readyz"
     yield Command(
         f"kubeadm init phase control-plane all --config {quoted} "
         f"&& kubeadm init phase upload-config kubeadm --config {quoted} && touch {manifest} "

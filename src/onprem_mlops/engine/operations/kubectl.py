@@ -19,16 +19,17 @@ from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.events import Diff
 
-PKI = "/etc/kubernetes/pki"
 KUBECTL = "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/admin.conf"
 MANAGER = "onprem-mlops"
 """Field manager: what we apply is ours, and what others set stays theirs."""
 
-API = (
-    f"curl --silent --max-time 10 --cacert {PKI}/ca.crt --cert {PKI}/apiserver-kubelet-client.crt "
-    f"--key {PKI}/apiserver-kubelet-client.key"
-)
-"""curl with the identity that the API server itself has towards kubelets, which kubeadm makes an administrator."""
+API = """\
+api() { ( umask 077; identity=$(mktemp -p /run) || exit 1; trap 'rm -f "$identity"' EXIT
+sed -n 's/^ *client-\\(certificate\\|key\\)-data: //p' /etc/kubernetes/admin.conf |
+  while read -r one; do echo "$one" | base64 -d; done >"$identity"
+curl --silent --max-time 10 --cacert /etc/kubernetes/pki/ca.crt --cert "$identity" "$@" ); }
+"""
+"""Shell function: curl as the administrator of /etc/kubernetes/admin.conf, whose key is never an argument."""
 
 LOCAL = "https://127.0.0.1:6443"
 _SERVER_SIDE = f"--server-side --force-conflicts --field-manager={MANAGER}"
@@ -43,14 +44,14 @@ class Answer:
 
 
 class ApiObject(FactBase[Answer]):
-    """One path of the Kubernetes API, asked on a control plane node of its own API server."""
+    """One path of the Kubernetes API, asked on a control plane node of its own API server. An error has no body."""
 
     def command(self, path: str) -> str:
-        return f"{API} --write-out '\\n%{{http_code}}\\n' {shlex.quote(LOCAL + path)} || true"
+        return f"{API}api --write-out '\\n%{{http_code}}\\n' {shlex.quote(LOCAL + path)} || true"
 
     def process(self, output: Iterable[str]) -> Answer:
         *lines, code = [line for line in output if line] or ["0"]
-        body = json.loads("\n".join(lines)) if lines and lines[0].startswith("{") else {}
+        body = json.loads("\n".join(lines)) if code == "200" else {}
         return Answer(int(code), body)
 
     @staticmethod
@@ -139,9 +140,12 @@ def rolled_out(*workloads: str, namespace: str, seconds: int = 180) -> Iterator[
 
 
 def _is_rolled_out(workload: str, namespace: str) -> bool:
-    body = api(f"/apis/apps/v1/namespaces/{namespace}/{workload}").body
-    status, spec = body.get("status", {}), body.get("spec", {})
-    if not body or status.get("observedGeneration") != body["metadata"]["generation"]:
+    answer = api(f"/apis/apps/v1/namespaces/{namespace}/{workload}")
+    if answer.status != 200:
+        return False
+    body = answer.body
+    status, spec = body["status"], body["spec"]
+    if status.get("observedGeneration") != body["metadata"]["generation"]:
         return False
     if body["kind"] == "DaemonSet":
         wanted = status["desiredNumberScheduled"]
