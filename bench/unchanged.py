@@ -65,7 +65,12 @@ def median(command: list[str], unchanged: str, **options: dict[str, str]) -> Tim
 def main() -> None:
     site = load_site(INVENTORY)
     own = median(["./mlops", "deploy", "infrastructure", "-i", str(INVENTORY)], r"\b0 changed, 0 failed")
-    figure(f"deploy with nothing to change, {len(site.nodes)} nodes", f"{own.seconds:.1f} s", "at most 10 s", own.seconds <= 10)
+    figure(
+        f"deploy with nothing to change, {len(site.nodes)} nodes",
+        f"{own.seconds:.1f} s",
+        "at most 10 s",
+        own.seconds <= 10,
+    )
     figure("  its controller, peak memory", f"{own.peak_mib:.0f} MiB", "at most 300 MiB", own.peak_mib <= 300)
 
     work = Path(tempfile.mkdtemp(prefix="mlops-bench-"))

@@ -24,6 +24,4 @@ for number in range(10):
 for number in range(6):
     server.user(name=f"user {number}", user=f"mlopsbench{number}", shell="/usr/sbin/nologin", system=True)
 for number in range(6):
-    files.directory(
-        name=f"data {number}", path=f"/var/lib/mlops-bench{number}", user=f"mlopsbench{number}", mode="750"
-    )
+    files.directory(name=f"data {number}", path=f"/var/lib/mlops-bench{number}", user=f"mlopsbench{number}", mode="750")

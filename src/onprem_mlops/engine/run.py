@@ -209,10 +209,10 @@ class Run:
         waiting = [one for one in self._graph if node.name in self._progress[one.id].open]
         ctx_host.set(host)
         while waiting:
-            self._moved.clear()
+            moved = self._moved
             chosen, reason = self._next(waiting, node)
             if chosen is None:
-                self._moved.wait()
+                moved.wait()
                 continue
             waiting.remove(chosen)
             progress = self._progress[chosen.id]
@@ -346,7 +346,9 @@ class Run:
             self.result.steps.append(StepResult(step, node, "skipped", 0.0, 0, (), skipped))
             self._listener(StepSkipped(step=step, node=node, reason=skipped))
         if progress.settled or missed:
-            self._moved.set()
+            # A fresh signal for those who wait next: one that is set and cleared could be missed.
+            moved, self._moved = self._moved, Signal()
+            moved.set()
 
 
 def _alive(pid: int) -> bool:
