@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import http.client
 import json
+import secrets
 import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -28,6 +31,12 @@ from onprem_mlops.verify.outcomes import NotChecked
 
 KUBECONFIG = "kubeconfig"
 """Name of the administrator's kubeconfig in the site's state folder."""
+
+NAMESPACES = "/api/v1/namespaces"
+VERIFY_LABEL = "onprem-mlops.local/verify"
+
+LEFTOVER_SECONDS = 900
+"""Age at which a namespace of ours is left over: no verification takes that long."""
 
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 
@@ -44,11 +53,11 @@ class Ran:
 class Cluster:
     """The API server as the administrator sees it."""
 
-    def __init__(self, server: str, site_names: Mapping[str, Any], trusted: str, chain: str) -> None:
+    def __init__(self, server: str, name: str, site_names: Mapping[str, Any], trusted: str, chain: str) -> None:
         at = urlsplit(server)
         assert at.hostname
         self.server = server
-        self._name, self._port = at.hostname, at.port or 443
+        self._name, self._port = name or at.hostname, at.port or 443
         self._address = str(site_names.get(at.hostname, at.hostname))
         self._trusted = trusted
         self._context = ssl.create_default_context(cadata=trusted)
@@ -60,7 +69,7 @@ class Cluster:
         """The cluster of a site. NotChecked if its kubeconfig was not fetched yet or is damaged."""
         path = site.state / KUBECONFIG
         try:
-            server, authority, chain = _credentials(path)
+            server, name, authority, chain = _credentials(path)
         except FileNotFoundError:
             raise NotChecked(f"{path} does not exist", "`./mlops deploy infrastructure` fetches it.") from None
         except (KeyError, ValueError, TypeError, StopIteration, yaml.YAMLError) as error:
@@ -68,7 +77,7 @@ class Cluster:
                 f"{path} is not a kubeconfig with a client certificate ({type(error).__name__})",
                 "Remove it; `./mlops deploy infrastructure` fetches it again.",
             ) from None
-        return cls(server, site.names, authority, chain)
+        return cls(server, name, site.names, authority, chain)
 
     def require(self) -> None:
         """NotChecked if the API does not answer."""
@@ -103,15 +112,28 @@ class Cluster:
             self._connection = None
             raise
 
-    def request_as(self, method: str, path: str, *, token: str | None = None) -> Response:
-        """One request without the administrator's certificate: with a token, or as nobody."""
+    def request_as(
+        self, method: str, path: str, *, token: str | None = None, at: tuple[str, int] | None = None
+    ) -> Response:
+        """One request without the administrator's certificate: with a token, or as nobody.
+
+        ``at`` is the address and port to ask instead of the kubeconfig's, such as one control plane's own.
+        """
         headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         context = ssl.create_default_context(cadata=self._trusted)
-        connection = AddressedHTTPS(self._name, self._port, self._address, context)
+        address, port = at or (self._address, self._port)
+        connection = AddressedHTTPS(self._name, port, address, context)
         try:
             return exchange(connection, method, path, headers, None)
         finally:
             connection.close()
+
+    def at(self, address: str, port: int) -> Cluster:
+        """The same administrator, asking one API server by its own address."""
+        other = copy.copy(self)
+        other.server = f"https://{address}:{port}"
+        other._address, other._port, other._connection = address, port, None
+        return other
 
     def get(self, path: str) -> Any:
         """An object or a list. AssertionError if there is none."""
@@ -158,24 +180,23 @@ def until(condition: Callable[[], bool], seconds: float, every: float = 0.1) -> 
 
 
 @contextlib.contextmanager
-def namespace(cluster: Cluster, name: str, labels: Mapping[str, str]) -> Iterator[str]:
-    """A namespace for the time of a check. One that an interrupted run left is removed first."""
-    path = f"/api/v1/namespaces/{name}"
-    _remove_namespace(cluster, path)
-    metadata = {"name": name, "labels": dict(labels)}
-    cluster.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+def namespace(cluster: Cluster, purpose: str) -> Iterator[str]:
+    """A namespace of its own for the time of a check. What interrupted runs left behind is removed on the way."""
+    _remove_leftovers(cluster)
+    name = f"verify-{purpose}-{secrets.token_hex(3)}"
+    metadata = {"name": name, "labels": {VERIFY_LABEL: "true"}}
+    cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     try:
         yield name
     finally:
-        cluster.delete(path)
+        cluster.delete(f"{NAMESPACES}/{name}")
 
 
-def _remove_namespace(cluster: Cluster, path: str) -> None:
-    if cluster.request("GET", path).status == 404:
-        return
-    cluster.delete(path)
-    gone = until(lambda: cluster.request("GET", path).status == 404, 40, every=0.5)
-    assert gone, f"{path} of an earlier verification does not go away; `kubectl get {path}` says why"
+def _remove_leftovers(cluster: Cluster) -> None:
+    oldest = datetime.now(UTC) - timedelta(seconds=LEFTOVER_SECONDS)
+    for one in cluster.items(f"{NAMESPACES}?labelSelector={VERIFY_LABEL}"):
+        if datetime.fromisoformat(one["metadata"]["creationTimestamp"]) < oldest:
+            cluster.delete(f"{NAMESPACES}/{one['metadata']['name']}")
 
 
 def _ran(channel: Any, deadline: float) -> Ran:
@@ -208,8 +229,8 @@ def _exit_status(said: bytes) -> int:
     raise AssertionError(f"a command in a pod could not be run: {status.get('message')}")
 
 
-def _credentials(path: Path) -> tuple[str, str, str]:
-    """Server, authority (PEM), and certificate with key (PEM) of the current context."""
+def _credentials(path: Path) -> tuple[str, str, str, str]:
+    """Server, its name in TLS, authority (PEM), and certificate with key (PEM) of the current context."""
     config = yaml.safe_load(path.read_text())
     context = _named(config["contexts"], config["current-context"])["context"]
     cluster = _named(config["clusters"], context["cluster"])["cluster"]
@@ -222,7 +243,7 @@ def _credentials(path: Path) -> tuple[str, str, str]:
             user["client-key-data"],
         )
     )
-    return cluster["server"], authority, f"{certificate}\n{key}"
+    return cluster["server"], cluster.get("tls-server-name", ""), authority, f"{certificate}\n{key}"
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def select(
         whole = list(suites.values())
         if role is None:
             whole += [_suite(phase.name, phase_suites / phase.name) for phase in wanted]
-        of_site = [Unit(SITE, (suite,)) for suite in whole]
+        # Last roles first: they stand on the others and wait longest (pods that start, names that spread).
+        of_site = [Unit(SITE, (suite,)) for suite in reversed(whole)]
     units = tuple(unit for unit in (*of_site, *of_nodes) if any(suite.files for suite in unit.suites))
     if not units:
         names = ", ".join(phase.name for phase in wanted) or "this site"
