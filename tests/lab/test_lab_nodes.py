@@ -29,6 +29,10 @@ SPEC = lab.LabSpec.of(
 )
 
 
+PROBE_GROUPS = "cd /sys/fs/cgroup; [ ! -d memory ] || cd memory; sudo mkdir probe && sudo rmdir probe"
+"""Makes a control group, of whichever version."""
+
+
 def traces() -> dict[str, list[str]]:
     """All that a lab of this site could leave on this machine."""
     folders = [*hierarchies(), Path("/run/systemd/nspawn"), paths.state_dir()]
@@ -92,7 +96,7 @@ def test_nodes_are_what_a_real_site_has() -> None:
 
 
 def test_what_kubernetes_needs_is_writable() -> None:
-    said("a1", "sudo mkdir /sys/fs/cgroup/memory/probe && sudo rmdir /sys/fs/cgroup/memory/probe")
+    said("a1", PROBE_GROUPS)
     said("a1", "sudo sysctl -w net.ipv4.ip_forward=1")
     for folder in SPEC.data_folders:
         assert said("a1", f"stat -f -c %T {folder}") not in ("overlayfs", "tmpfs")
@@ -135,7 +139,7 @@ def test_a_reboot_changes_the_boot_id_and_nothing_else() -> None:
     assert after.boot_id != before.boot_id
     assert after.boot_id == said("a1", "cat /proc/sys/kernel/random/boot_id")
     assert said("a1", "cat /etc/ssh/ssh_host_ed25519_key.pub") == key
-    said("a1", "sudo mkdir /sys/fs/cgroup/memory/probe && sudo rmdir /sys/fs/cgroup/memory/probe")
+    said("a1", PROBE_GROUPS)
     assert row("b1").boot_id == other.boot_id
 
 
