@@ -6,7 +6,6 @@ import fcntl
 import getpass
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,8 @@ from onprem_mlops.engine.run import Run
 from onprem_mlops.errors import RequestError
 from onprem_mlops.events import Event, Listener, to_all
 from onprem_mlops.plan import Graph, PlannedStep
-from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
+from onprem_mlops.site import Node, Site
 from onprem_mlops.site.material import SiteMaterial
-from onprem_mlops.site.role import Certificate
 from onprem_mlops.steps import Context, Material, Published
 
 
@@ -47,7 +45,7 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
         if not work.planning:
             stack.enter_context(site_lock(work.site))
         log = stack.enter_context(_log(work))
-        material = _Watched(SiteMaterial(work.site, planning=work.planning))
+        material = SiteMaterial(work.site, planning=work.planning)
         run = Run(
             work.site,
             work.graph,
@@ -58,35 +56,6 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
             redact=material.redact,
         )
         return run.execute()
-
-
-class _Watched:
-    """The site's material, remembering what it handed out, so that no output of a node can show it."""
-
-    def __init__(self, material: SiteMaterial) -> None:
-        self._material = material
-        self._seen: set[str] = set()
-
-    def secret(self, role: str, name: str) -> Hidden:
-        hidden = self._material.secret(role, name)
-        self._seen.add(hidden.reveal())
-        return hidden
-
-    def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate:
-        return self._material.certificate(role, node, wanted)
-
-    @property
-    def authority_pem(self) -> str:
-        return self._material.authority_pem
-
-    def redact(self, text: str) -> str:
-        """The text with every secret handed out, and anything that looks like a private key, masked."""
-        for value in self._seen:
-            text = text.replace(value, "…")
-        return _PRIVATE_KEY.sub("… private key …", text)
-
-
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL)
 
 
 def context_maker(work: Work, artifacts: Published, material: Material) -> Callable[[PlannedStep, Node], Context[Any]]:
