@@ -1,0 +1,66 @@
+"""A site that grows by a node touches that node; a role that is removed leaves its nodes as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.sites import TestSite, made
+
+pytestmark = pytest.mark.lab
+
+ROLES = ("network", "kubernetes", "containerd", "firewall", "mirror", "node")
+"""In the order in which they are taken off: what needs others first."""
+
+STATE = r"""
+find /etc /opt /usr/local /srv /root -xdev -not -path '/etc/ssl/certs/*' -printf '%p %y %m %u %g %l\n' | sort
+dpkg-query -W -f '${Package} ${db:Status-Abbrev}\n'
+apt-mark showhold
+nft list ruleset
+systemctl list-unit-files --state=enabled --no-legend --plain | awk '{print $1}'
+cat /etc/hosts /etc/hostname
+cut -d: -f1 /etc/passwd
+ip -br link | awk '{print $1}'
+"""
+"""What a role could leave behind: files with owner and mode, packages, rules, units, names, users, interfaces."""
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, list[str]]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def site(before: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
+    with made("lab", "t-grow", 214, tmp_path_factory.mktemp("site")) as site:
+        for node in ("cp1", "w1", "s1", "b1"):
+            before[node] = site.on(node, STATE).splitlines()
+        site.run("deploy", "infrastructure").must()
+        yield site
+
+
+def test_a_new_node_touches_that_node_and_a_token_only(site: TestSite) -> None:
+    file = site.folder / "site.yaml"
+    address = site.spec.node("w1").address + 1
+    new = f"  - name: w2\n    address: {address}\n    host_key: generated\n    groups: [worker]\n"
+    file.write_text(file.read_text().replace("  - name: s1", new + "  - name: s1"))
+    site.run("lab", "up", "--nodes-only").must()
+    result = site.json("deploy", "infrastructure", "--node", "w2")
+    touched = {step["node"] for step in result["steps"] if step["changed"]}
+    assert "w2" in touched
+    assert touched <= {"w2", "cp1"}
+    site.run("deploy", "infrastructure").must()
+    assert site.kubectl("get", "node", "w2", "-o", "jsonpath={.status.conditions[-1].status}").strip() == "True"
+
+
+def test_removed_roles_leave_nodes_as_they_were(site: TestSite, before: dict[str, list[str]]) -> None:
+    refused = site.run("remove", "--role", "network", "--yes-destroy", "another").must(2)
+    assert "nothing was touched" in refused.output
+    for role in ROLES:
+        site.run("remove", "--role", role, "--data", "--yes-destroy", site.name).must()
+    for node, state in before.items():
+        after = site.on(node, STATE).splitlines()
+        left = sorted(set(after) - set(state))
+        gone = sorted(set(state) - set(after))
+        assert (left, gone) == ([], []), node

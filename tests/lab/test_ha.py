@@ -1,0 +1,62 @@
+"""Three control planes behind one address: one is lost, and the API goes on."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from onprem_mlops import lab
+from onprem_mlops.site import load_site
+from tests.lab.sites import TestSite, made
+
+pytestmark = pytest.mark.lab
+
+FAILOVER_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
+    with made("lab-ha", "t-ha", 213, tmp_path_factory.mktemp("site")) as site:
+        site.run("deploy", "infrastructure").must()
+        yield site
+
+
+def holder(site: TestSite) -> str:
+    """The control plane that has the API's address."""
+    address = load_site(site.folder).networks.api_address
+    names = ("cp1", "cp2", "cp3")
+    return next(name for name in names if f"{address}/" in site.on(name, "ip -4 -o address show"))
+
+
+def test_the_site_is_verified_and_a_second_deploy_changes_nothing(site: TestSite) -> None:
+    site.run("verify", "infrastructure").must()
+    assert site.json("deploy", "infrastructure")["changed"] == 0
+
+
+def test_the_kubeconfig_names_the_shared_address(site: TestSite) -> None:
+    path = site.run("kubeconfig").must().output.strip()
+    with open(path) as file:
+        server = re.search(r"server: https://([^:]+):", file.read())
+    assert server
+    assert server[1] == str(load_site(site.folder).networks.api_address)
+
+
+def test_the_loss_of_the_control_plane_that_holds_the_address(site: TestSite) -> None:
+    lost = holder(site)
+    lab.power_cut(site.spec, lost)
+    try:
+        end = time.monotonic() + FAILOVER_SECONDS
+        while site.run("kubectl", "--", "get", "nodes", "--request-timeout=3s").code != 0:
+            assert time.monotonic() < end, f"the API did not answer again within {FAILOVER_SECONDS} s"
+        site.kubectl("create", "configmap", "written-while-one-is-lost", "--from-literal=a=b")
+        result = site.json("deploy", "infrastructure", code=1)
+        assert list(result["unreachable"]) == [lost]
+        assert result["failed"] == []
+    finally:
+        lab.start(site.spec, lost)
+    site.run("deploy", "infrastructure").must()
+    site.run("verify", "infrastructure").must()
+    assert site.kubectl("get", "configmap", "written-while-one-is-lost", "-o", "jsonpath={.data.a}").strip() == "b"
