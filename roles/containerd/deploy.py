@@ -21,6 +21,7 @@ CERTIFICATES = "/etc/containerd/certs.d"
 def runtime(ctx: Context[Settings]) -> None:
     """containerd runs with the configuration on disk, and images come from the mirror."""
     apt.packages("runc, which starts containers", "runc")
+    apt.held("runc changes in a deploy, not at night", "runc")
     _binaries(ctx)
     _registries(ctx)
     files.content("crictl configuration", "/etc/crictl.yaml", ctx.render("crictl.yaml.j2"))

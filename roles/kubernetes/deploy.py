@@ -111,7 +111,9 @@ def _endpoint(ctx: Context[Settings]) -> None:
     """haproxy in front of all API servers, the address that moves, and the approval of serving certificates."""
     planes = ctx.nodes(CONTROL_PLANE)
     several = len(planes) > 1
-    apt.packages("the API endpoint", "haproxy", *(("keepalived",) if several else ()))
+    packages = ("haproxy", "keepalived") if several else ("haproxy",)
+    apt.packages("the API endpoint", *packages)
+    apt.held("the API endpoint changes in a deploy, not at night", *packages)
     files.content(
         "API endpoint: haproxy", HAPROXY, ctx.render("haproxy.cfg.j2", planes=planes), check="haproxy -c -q -f {}"
     )
