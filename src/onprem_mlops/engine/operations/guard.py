@@ -34,12 +34,12 @@ set -e
 umask 077
 mkdir -p {folder}
 # An earlier run may have died during its trial: what it tried was never proven, so it goes first.
-if systemctl -q is-active {unit}.timer; then systemctl stop {unit}.timer; sh {undo}; fi
+if systemctl -q is-active {unit}.timer; then sh {undo}; systemctl stop {unit}.timer; fi
 {prepare}
 printf '%s\\n' {undo_text} >{undo}
 systemctl reset-failed {unit}.service {unit}.timer 2>/dev/null || true
 systemd-run -q --collect --unit={unit} --on-active={seconds} --timer-property=AccuracySec=1s /bin/sh {undo}
-if ! ( {apply} ); then systemctl stop {unit}.timer; sh {undo}; exit 1; fi
+if ! ( {apply} ); then sh {undo}; systemctl stop {unit}.timer; exit 1; fi
 """
 
 _KEEP = """\
@@ -70,9 +70,9 @@ def output(text: str, *, error: bool = False) -> CommandOutput:
 class Reconnect(Command):
     """The controller opens a new SSH connection; if it cannot, the trial is taken back at once if possible."""
 
-    def __init__(self, unit: str, what: str, *, seconds: int = RECONNECT_SECONDS) -> None:
+    def __init__(self, undo: str, what: str, *, seconds: int = RECONNECT_SECONDS) -> None:
         super().__init__(f": the controller opens a new connection within {seconds} s")
-        self._unit = unit
+        self._undo = undo
         self._what = what
         self._seconds = seconds
 
@@ -81,8 +81,10 @@ class Reconnect(Command):
         why = _new_connection(endpoint_of(host), self._seconds)
         if why is None:
             return True, output("")
-        undo = f"systemctl stop {self._unit}.timer; systemctl start {self._unit}.service"
-        taken_back, _ = host.run_shell_command(StringCommand(undo), **connector_arguments)
+        try:
+            taken_back, _ = host.run_shell_command(StringCommand(self._undo), _timeout=10)
+        except MlopsError:
+            taken_back = False
         now = "was taken back" if taken_back else f"takes itself back within {TRIAL_SECONDS} s"
         return False, output(f"{self._what} would lock the controller out and {now}: {why}", error=True)
 
@@ -145,7 +147,7 @@ def on_trial(
     }
     # Twice the trial: if the change cuts this very session off, its answer comes once the node has undone it.
     yield Command(_ARM.format(**values), stdin=stdin, diff=diff, timeout=TRIAL_SECONDS * 2 + 60)
-    yield Reconnect(unit, what)
+    yield Reconnect(f"sh {FOLDER}/{name}.undo && systemctl stop {unit}.timer", what)
     yield Command(_KEEP.format(**values), timeout=60)
 
 
