@@ -27,20 +27,25 @@ ip -br link | awk '{print $1}'
 
 
 @pytest.fixture(scope="module")
-def before() -> dict[str, list[str]]:
-    return {}
-
-
-@pytest.fixture(scope="module")
-def site(before: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
     with made("lab", "t-grow", 214, tmp_path_factory.mktemp("site")) as site:
-        for node in ("cp1", "w1", "s1", "b1"):
-            before[node] = site.on(node, STATE).splitlines()
-        site.run("deploy", "infrastructure").must()
         yield site
 
 
-def test_a_new_node_touches_that_node_and_a_token_only(site: TestSite) -> None:
+@pytest.fixture(scope="module")
+def before(site: TestSite) -> dict[str, list[str]]:
+    """The nodes before anything is laid down."""
+    return {node.name: site.on(node.name, STATE).splitlines() for node in site.spec.nodes}
+
+
+@pytest.fixture
+def deployed(site: TestSite, before: dict[str, list[str]]) -> TestSite:
+    site.run("deploy", "infrastructure").must()
+    return site
+
+
+def test_a_new_node_touches_that_node_and_a_token_only(deployed: TestSite) -> None:
+    site = deployed
     file = site.folder / "site.yaml"
     address = site.spec.node("w1").address + 1
     new = f"  - name: w2\n    address: {address}\n    host_key: generated\n    groups: [worker]\n"
@@ -54,7 +59,8 @@ def test_a_new_node_touches_that_node_and_a_token_only(site: TestSite) -> None:
     assert site.kubectl("get", "node", "w2", "-o", "jsonpath={.status.conditions[-1].status}").strip() == "True"
 
 
-def test_removed_roles_leave_nodes_as_they_were(site: TestSite, before: dict[str, list[str]]) -> None:
+def test_removed_roles_leave_nodes_as_they_were(deployed: TestSite, before: dict[str, list[str]]) -> None:
+    site = deployed
     refused = site.run("remove", "--role", "network", "--yes-destroy", "another").must(2)
     assert "nothing was touched" in refused.output
     for role in ROLES:

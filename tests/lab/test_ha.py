@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,9 +38,8 @@ def test_the_site_is_verified_and_a_second_deploy_changes_nothing(site: TestSite
 
 
 def test_the_kubeconfig_names_the_shared_address(site: TestSite) -> None:
-    path = site.run("kubeconfig").must().output.strip()
-    with open(path) as file:
-        server = re.search(r"server: https://([^:]+):", file.read())
+    path = Path(site.run("kubeconfig").must().output.strip())
+    server = re.search(r"server: https://([^:]+):", path.read_text())
     assert server
     assert server[1] == str(load_site(site.folder).networks.api_address)
 
