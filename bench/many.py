@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _measure import figure, repeat_with, timed
+from bench._measure import figure, repeat_with, timed
 
 NODES = 500
 

@@ -14,8 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _measure import REPOSITORY, Timed, figure, repeat_with, timed
-
+from bench._measure import REPOSITORY, Timed, figure, repeat_with, timed
 from onprem_mlops.engine.inventory import endpoint
 from onprem_mlops.paths import cache_dir
 from onprem_mlops.site import Site, load_site

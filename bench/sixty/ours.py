@@ -61,7 +61,7 @@ def main() -> None:
         site,
         graph,
         lambda planned, node: cast("Context[Any]", SimpleNamespace(node=node)),
-        lambda event: sys.stderr.write(str(event) + "\n") if event.kind == "step_failed" else None,
+        lambda event: None,
         phase="sixty operations",
         planning=False,
     )

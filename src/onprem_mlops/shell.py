@@ -290,5 +290,5 @@ def _blocks(source: BinaryIO | Iterator[bytes]) -> Iterator[bytes]:
     if isinstance(source, Iterator) and not hasattr(source, "read"):
         yield from source
         return
-    while block := source.read(1 << 18):  # type: ignore[union-attr]
+    while block := source.read(1 << 18):
         yield block

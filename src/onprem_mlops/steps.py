@@ -41,7 +41,7 @@ class Pending:
     def _touched(self, *_: object) -> NoReturn:
         raise KnownLater(object.__getattribute__(self, "_step"))
 
-    __str__ = __bool__ = __iter__ = __getitem__ = __format__ = __len__ = __call__ = _touched  # type: ignore[assignment]
+    __str__ = __bool__ = __iter__ = __getitem__ = __format__ = __len__ = __call__ = _touched
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,4 +126,5 @@ def bench(context: typer.Context, name: Annotated[str, typer.Argument(help="A fi
     if not script.exists():
         known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py") if not path.stem.startswith("_")))
         raise RequestError(f"there is no measurement {name!r}", f"There are: {known}.")
-    return subprocess.run([sys.executable, str(script), *_after_dashes(context)], check=False).returncode
+    command = [sys.executable, "-m", f"bench.{name}", *_after_dashes(context)]
+    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode

@@ -11,18 +11,24 @@ from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
 
 
+FETCHING = "onprem-mlops-images"
+"""Name of the transient units that fetch images."""
+
+
 @operation
 def images(*references: str) -> Iterator[Command]:
-    """These images are on the node, fetched side by side, so that pods start without waiting for them."""
+    """These images are on the node, or are being fetched: the fetch goes on while the node does something else.
+
+    A pod that starts earlier waits for the same download, it does not start another.
+    """
     # `crictl images` prints repository and tag in columns of their own.
     present = host.get_fact(Probe, command="crictl images").text
     known = {":".join(line.split()[:2]) for line in present.splitlines()}
     missing = [one for one in references if one not in known]
     if missing:
         pulls = " ".join(shlex.quote(one) for one in missing)
-        yield Command(
-            f"printf '%s\\n' {pulls} | xargs -P 4 -n 1 crictl --timeout 300s pull >/dev/null", timeout=900
-        )
+        fetch = f"for one in {pulls}; do crictl --timeout 600s pull $one & done; wait"
+        yield Command(f"systemd-run --quiet --collect --nice=5 --unit={FETCHING}-$$ sh -c {shlex.quote(fetch)}")
 
 
 @operation
