@@ -58,8 +58,9 @@ class Pods:
 
     def fetches(self, pod: str, host: str, port: int = PORT) -> bool:
         """Whether a pod gets the whole answer of a server."""
+        limits = ("--connect-timeout", "1.2", "--max-time", "3")  # a lost first packet is sent again after a second
         url = f"http://{host}:{port}/"
-        said = self.run(pod, "curl", "-s", "-o", "/dev/null", "-w", "%{size_download}", "--max-time", "2", url)
+        said = self.run(pod, "curl", "-s", "-o", "/dev/null", "-w", "%{size_download}", *limits, url)
         return said.status == 0 and said.stdout == str(ANSWER_BYTES)
 
 

@@ -95,9 +95,10 @@ $| = 1; print "$port $$\n"; open STDOUT, ">", "/dev/null";
 while (my $peer = recv($u, my $said, 64, 0)) { send($u, $said, 0, $peer) }
 """
 
+# Connected, so that it is nobody's listener in the eyes of a check that lists this node's sockets meanwhile.
 _SAY = r"""
 use strict; use Socket; my ($a, $p, $left) = @ARGV;
-socket(my $u, PF_INET, SOCK_DGRAM, 0); send($u, "hello", 0, sockaddr_in($p, inet_aton($a)));
+socket(my $u, PF_INET, SOCK_DGRAM, 0); connect($u, sockaddr_in($p, inet_aton($a))); send($u, "hello", 0);
 my $r = ""; vec($r, fileno $u, 1) = 1;
 my $heard = ""; recv($u, $heard, 64, 0) if select($r, undef, undef, $left) > 0;
 print $heard eq "hello" ? "open" : "silent";
