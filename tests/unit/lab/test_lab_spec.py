@@ -9,6 +9,7 @@ import pytest
 
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab import LabNode, LabSpec, bridge_name
+from onprem_mlops.site import LabKeys, Site
 
 
 def spec(**changes: Any) -> LabSpec:
@@ -85,3 +86,34 @@ def test_two_labs_have_different_machines_and_bridges() -> None:
     assert one.machine(one.nodes[0]) != other.machine(other.nodes[0])
     assert one.bridge != other.bridge
     assert len(bridge_name("a-very-long-site-name")) <= 15
+
+
+def site(**lab: str) -> Site:
+    """A site of two nodes with a `lab:` section."""
+    values = {
+        "version": 1,
+        "name": "small",
+        "domain": "small.test",
+        "ssh": {"user": "admin", "key": "generated"},
+        "networks": {"nodes": "10.77.9.0/24"},
+        "nodes": [
+            {"name": "a", "address": "10.77.9.11", "host_key": "generated", "groups": []},
+            {"name": "b", "address": "10.77.9.12", "host_key": "generated", "groups": [], "release": 13},
+        ],
+        "lab": lab,
+    }
+    return Site.model_validate(values, context=LabKeys("small"))
+
+
+def test_a_site_file_describes_a_lab() -> None:
+    spec = LabSpec.from_site(site(bridge="br-small", host_address="10.77.9.254"))
+    assert [(one.name, str(one.address), one.release) for one in spec.nodes] == [
+        ("a", "10.77.9.11", "bookworm"),
+        ("b", "10.77.9.12", "trixie"),
+    ]
+    assert (spec.site, spec.bridge, spec.user, str(spec.controller)) == ("small", "br-small", "admin", "10.77.9.254/24")
+
+
+def test_a_real_site_is_never_made_into_a_lab() -> None:
+    with pytest.raises(RequestError, match="is no lab"):
+        LabSpec.from_site(site().model_copy(update={"lab": None}))
