@@ -16,7 +16,8 @@ PHASE = Phase(
         Use("mirror", here=("node.base",)),
         Use("containerd", after=("mirror",), here=("node",)),
         Use("kubernetes", here=("containerd",)),
-        Use("network", after=("kubernetes.init",)),
+        # Images come while the control plane starts; the network's objects need only its API, no other node.
+        Use("network", here=("containerd",), steps={one: needs("kubernetes.init") for one in ("calico", "names")}),
     ),
 )
 

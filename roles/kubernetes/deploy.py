@@ -56,6 +56,9 @@ _one_at_a_time = threading.Lock()
 def prepare(ctx: Context[Settings]) -> None:
     """Everything that a node has before there is a cluster."""
     apt.packages("what kubeadm's preflight asks for", *PACKAGES)
+    if not kubeadm.joined():
+        planes = PLANE_IMAGES if _is_plane(ctx) else ()
+        containers.images("images begin to come", *(ctx.image(f"image-{name}") for name in (*planes, "kube-proxy")))
     for name in BINARIES:
         authority = ctx.settings_of("node").authority_path
         files.download(name, f"/usr/local/bin/{name}", ctx.file("kubernetes", name), authority=authority)
@@ -157,15 +160,6 @@ def _leader(ctx: Context[Settings], state: Mapping[str, str]) -> str:
     """The control plane that acts for the cluster: the first that is one already, else the first of the site file."""
     planes = [node.name for node in ctx.nodes(CONTROL_PLANE)]
     return next((name for name in planes if state.get(name) in ("complete", "silent")), planes[0])
-
-
-@step(on=ON, after=("prepare",))
-def images(ctx: Context[Settings], state: dict[str, str]) -> None:
-    """What the first pods run, fetched while others are busy."""
-    if state.get(ctx.node.name) == "complete":
-        return
-    if ctx.node.name != _leader(ctx, state):
-        containers.images("image of kube-proxy", ctx.image("image-kube-proxy"))
 
 
 @step(on=CONTROL_PLANE)

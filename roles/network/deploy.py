@@ -15,13 +15,14 @@ CONTROL_PLANE = "control_plane"
 FOLDER = "/etc/kubernetes/addons/calico"
 TEMPLATES = ("kustomization", "calico-node", "kube-controllers", "configuration", "endpoint")
 IMAGES = ("image-calico-cni", "image-calico-node", "image-calico-kube-controllers", "image-coredns")
+AGENT = "/apis/apps/v1/namespaces/kube-system/daemonsets/calico-node"
 NODE_FILES = ("/etc/cni/net.d/10-calico.conflist", "/etc/cni/net.d/calico-kubeconfig")
 NODE_FOLDERS = ("/var/lib/calico", "/var/run/calico", "/var/run/nodeagent", "/var/log/calico")
 
 
 @step(on=ON)
 def images(ctx: Context[Settings]) -> None:
-    """Calico's images, fetched while the control plane starts; a node that runs it has them."""
+    """Calico's images begin to come while the cluster is made; a node that runs it has them."""
     if not probe(f"[ -e {NODE_FILES[0]} ]").ok:
         containers.images("images of the network", *(ctx.image(name) for name in IMAGES))
 
@@ -37,7 +38,7 @@ def calico(ctx: Context[Settings]) -> None:
     for template in TEMPLATES:
         text = ctx.render(f"{template}.yaml.j2", manifest=name, port=port)
         files.content(f"Calico: {template}", f"{FOLDER}/{template}.yaml", text)
-    kubectl.apply_folder("Calico", FOLDER, what="Calico")
+    kubectl.apply_folder("Calico", FOLDER, what="Calico", last=AGENT)
 
 
 @step(on=CONTROL_PLANE, only="first")

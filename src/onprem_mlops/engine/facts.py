@@ -6,10 +6,33 @@ import base64
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from pyinfra.api.command import StringCommand
+from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.facts import FactBase
+from pyinfra.api.host import Host
 from pyinfra.context import host
+
+T = TypeVar("T")
+
+
+class Reading(FactBase[T]):
+    """A fact of ours: one command that only reads, as root, and always ends well.
+
+    pyinfra works out each fact's connection arguments anew (sudo, shell, environment: half of a plan's time with many
+    nodes); ours have none.
+    """
+
+    @classmethod
+    def read(cls, node: Host, **arguments: Any) -> T:
+        """Run the fact's command on a node."""
+        fact = cls()
+        well, output = node.run_shell_command(StringCommand(fact.command(**arguments)))
+        if not well:
+            raise FactProcessError(f"{cls.__name__} {arguments}: {output.stderr or output.stdout}")
+        lines = output.stdout_lines
+        return fact.process(lines) if lines else fact.default()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +47,7 @@ class Probed:
         return self.status == 0
 
 
-class Probe(FactBase[Probed]):
+class Probe(Reading[Probed]):
     """Exit status and output of any reading command. Its standard error is dropped."""
 
     def command(self, command: str) -> str:
@@ -64,7 +87,7 @@ _KINDS = {
 }
 
 
-class File(FactBase[FileState]):
+class File(Reading[FileState]):
     """One path: what it is, whose, and for a regular file its checksum, in one command."""
 
     def command(self, path: str) -> str:
@@ -72,7 +95,9 @@ class File(FactBase[FileState]):
         return (
             f"if stat -c '%F|%a|%U|%G|%s' {quoted} 2>/dev/null; then "
             f"if [ -h {quoted} ]; then readlink {quoted}; "
-            f"elif [ -f {quoted} ]; then sha256sum <{quoted}; fi; fi"
+            # openssl uses the processor's instructions for it: five times faster, where that matters.
+            f"elif [ -f {quoted} ]; then if [ $(stat -c %s {quoted}) -gt 1000000 ] && command -v openssl >/dev/null; "
+            f"then openssl dgst -sha256 -r <{quoted}; else sha256sum <{quoted}; fi; fi; fi"
         )
 
     def process(self, output: Iterable[str]) -> FileState:
@@ -97,7 +122,7 @@ class File(FactBase[FileState]):
         return FileState("absent")
 
 
-class FileText(FactBase[str | None]):
+class FileText(Reading[str | None]):
     """A file's content as text, for diffs; None if it is absent or not text."""
 
     def command(self, path: str) -> str:
@@ -118,7 +143,7 @@ class FileText(FactBase[str | None]):
         return None
 
 
-class Packages(FactBase[dict[str, str]]):
+class Packages(Reading[dict[str, str]]):
     """Installed Debian packages and their versions, and `held` ones under the key `held:<name>`."""
 
     def command(self) -> str:
@@ -151,7 +176,7 @@ class UnitState:
     started: float
 
 
-class Unit(FactBase[UnitState]):
+class Unit(Reading[UnitState]):
     """One systemd unit's state."""
 
     def command(self, unit: str) -> str:
@@ -190,7 +215,7 @@ def _epoch(stamp: str) -> float:
     return datetime.strptime(stamp.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC).timestamp()
 
 
-class NewestChange(FactBase[float]):
+class NewestChange(Reading[float]):
     """When the newest of some paths last changed (inode change time, seconds since the epoch; 0 if none is there).
 
     The inode's change time, not the modification time: an upload that keeps old times is a change all the same.

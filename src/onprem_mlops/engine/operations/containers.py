@@ -11,10 +11,6 @@ from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
 
 
-FETCHING = "onprem-mlops-images"
-"""Name of the transient units that fetch images."""
-
-
 @operation
 def images(*references: str) -> Iterator[Command]:
     """These images are on the node, or are being fetched: the fetch goes on while the node does something else.
@@ -28,7 +24,7 @@ def images(*references: str) -> Iterator[Command]:
     if missing:
         pulls = " ".join(shlex.quote(one) for one in missing)
         fetch = f"for one in {pulls}; do crictl --timeout 600s pull $one & done; wait"
-        yield Command(f"systemd-run --quiet --collect --nice=5 --unit={FETCHING}-$$ sh -c {shlex.quote(fetch)}")
+        yield Command(f"systemd-run --quiet --collect --nice=5 sh -c {shlex.quote(fetch)}")
 
 
 @operation

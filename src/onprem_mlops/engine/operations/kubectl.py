@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api.facts import FactBase
 
-from onprem_mlops.engine.facts import Probe
+from onprem_mlops.engine.facts import Probe, Reading
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.events import Diff
 
@@ -43,7 +42,7 @@ class Answer:
     body: Mapping[str, Any]
 
 
-class ApiObject(FactBase[Answer]):
+class ApiObject(Reading[Answer]):
     """One path of the Kubernetes API, asked on a control plane node of its own API server. An error has no body."""
 
     def command(self, path: str) -> str:
@@ -80,9 +79,18 @@ def apply(manifest: str, *, what: str) -> Iterator[Command]:
 
 
 @operation
-def apply_folder(folder: str, *, what: str) -> Iterator[Command]:
-    """The objects of a kustomization on the node are in the cluster: an upstream manifest and our declared patches."""
+def apply_folder(folder: str, *, what: str, last: str) -> Iterator[Command]:
+    """The objects of a kustomization on the node are in the cluster: an upstream manifest and our declared patches.
+
+    Args:
+        folder: the kustomization's folder.
+        what: short name for the diff.
+        last: API path of one of the objects; without it there is nothing to compare.
+    """
     source = f"-k {shlex.quote(folder)}"
+    if api(last).status != 200:
+        yield from _applied(3, "", source, what, stdin=None)
+        return
     difference = host.get_fact(Probe, command=_diff(source))
     yield from _applied(difference.status, difference.text, source, what, stdin=None)
 
