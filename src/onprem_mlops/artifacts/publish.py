@@ -22,6 +22,7 @@ class StorePublisher:
         self._base = f"https://mirror.{site.domain}"
         self._store = store or Store()
         self._files: dict[tuple[str, str], PublishedFile] = {}
+        self._trees: dict[tuple[str, ...], tuple[TreeFile, ...]] = {}
 
     def file(self, artifact: str, filename: str) -> PublishedFile:
         """One file. RequestError with what to do if the store does not hold it."""
@@ -43,4 +44,7 @@ class StorePublisher:
 
     def tree(self, artifacts: Iterable[str]) -> tuple[TreeFile, ...]:
         """The mirror tree of these artifacts."""
-        return tuple(self._store.tree(artifacts))
+        names = tuple(artifacts)
+        if names not in self._trees:
+            self._trees[names] = tuple(self._store.tree(names))
+        return self._trees[names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,11 @@ class FramedConnector(BaseConnector):
 
     handles_execution = True
     connection: Connection
+
+    @staticmethod
+    def make_names_data(name: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        """Hosts come from the site, never from a `@connector/name` of pyinfra's command line."""
+        yield name, {}, []
 
     def connect(self) -> None:
         endpoint: Endpoint = self.host.connector_data[ENDPOINT]

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
-from pyinfra.api.exceptions import NestedOperationError
+from pyinfra.api.exceptions import FactProcessError, NestedOperationError
 from pyinfra.api.facts import get_fact
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from onprem_mlops.engine.facts import Reading
 from onprem_mlops.engine.operation import Command, Outcome
 from onprem_mlops.engine.results import Change
 from onprem_mlops.events import Diff, Listener, OperationDone, OperationStarted
@@ -57,13 +58,20 @@ class NodeRunner:
         # Arguments of pyinfra's facts may be lists; what they look like is what they are.
         key = (kind, repr(args), repr(sorted(kwargs.items())))
         if key not in self._remembered:
-            value = get_fact(self._state, host, kind, args=args, kwargs=kwargs)
-            if host in self._state.failed_hosts:
-                raise OperationFailed(
-                    self._purpose or "reading facts", str(kind.__name__), "the fact could not be read"
-                )
-            self._remembered[key] = value
+            self._remembered[key] = self._read(host, kind, args, kwargs)
         return self._remembered[key]
+
+    def _read(self, host: Host, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name, doing = str(kind.__name__), self._purpose or "reading facts"
+        if issubclass(kind, Reading) and not args:
+            try:
+                return kind.read(host, **kwargs)
+            except FactProcessError as error:
+                raise OperationFailed(doing, name, str(error)) from None
+        value = get_fact(self._state, host, kind, args=args, kwargs=kwargs)
+        if host in self._state.failed_hosts:
+            raise OperationFailed(doing, name, "the fact could not be read")
+        return value
 
     def forget(self) -> None:
         """Something was executed: nothing that was read before may be believed."""
