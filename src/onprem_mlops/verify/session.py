@@ -55,15 +55,26 @@ def run_units(site: Site, units: Sequence[Unit], workers: int, channel: Channel)
     """Run every unit in a forked worker, at most ``workers`` at a time."""
     waiting = deque(units)
     running: dict[int, Unit] = {}
-    while waiting or running:
-        while waiting and len(running) < workers:
-            unit = waiting.popleft()
-            running[_fork(site, unit, channel)] = unit
-        pid, status = os.wait()
-        unit = running.pop(pid)
-        if os.waitstatus_to_exitcode(status) not in _RAN:
-            channel.send("broken", unit=unit.name, message="the worker ended early; its output is above")
-        channel.send("unit_done", unit=unit.name)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                unit = waiting.popleft()
+                running[_fork(site, unit, channel)] = unit
+            _reap(running, channel)
+    except KeyboardInterrupt:
+        # The workers were interrupted too, and clean up on the site; nobody else waits for them.
+        while running:
+            running.pop(os.wait()[0], None)
+        raise
+
+
+def _reap(running: dict[int, Unit], channel: Channel) -> None:
+    """Wait for the next worker that ends."""
+    pid, status = os.wait()
+    unit = running.pop(pid)
+    if os.waitstatus_to_exitcode(status) not in _RAN:
+        channel.send("broken", unit=unit.name, message="the worker ended early; its output is above")
+    channel.send("unit_done", unit=unit.name)
 
 
 def _fork(site: Site, unit: Unit, channel: Channel) -> int:
@@ -114,6 +125,8 @@ def main() -> int:
         except MlopsError as error:
             channel.send("refused", message=error.message, advice=error.advice)
             return error.exit_code
+        except KeyboardInterrupt:
+            return 3
     return 0
 
 
