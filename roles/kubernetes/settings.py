@@ -78,6 +78,12 @@ class Settings(RoleSettings):
         description="The kubelet refuses to start if kernel parameters differ from what it expects, instead of "
         "changing them behind everybody's back (CIS 4.2.6). The node role sets them.",
     )
+    etcd_fsync_p99_ms: float = Field(
+        default=10,
+        gt=0,
+        description="Verified: 99 of 100 writes of etcd are on the disk within this many milliseconds. 10 is etcd's "
+        "own advice; a slower disk makes it lose its leader under load.",
+    )
     conntrack_max_per_core: int = Field(
         default=32768,
         ge=0,

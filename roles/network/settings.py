@@ -42,4 +42,6 @@ class Settings(RoleSettings):
 
     def artifacts(self) -> Iterable[str]:
         """Names in the artifact catalogue that the role lays down."""
-        return ("calico-manifest", "image-calico-node", "image-calico-cni", "image-calico-kube-controllers")
+        images = ("image-calico-node", "image-calico-cni", "image-calico-kube-controllers")
+        # netcheck is what verification runs in pods; a cluster that cannot pull it cannot be verified.
+        return ("calico-manifest", *images, "image-netcheck")

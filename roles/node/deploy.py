@@ -86,6 +86,11 @@ def remove(ctx: Context[Settings]) -> None:
     )
     files.block("no names of the site", "/etc/hosts", "")
     shell.run(
+        "names of the node as they were",
+        _hosts("s|^# onprem-mlops 127|127|"),
+        unless="! grep -q '^# onprem-mlops 127' /etc/hosts",
+    )
+    shell.run(
         "no own rule of sudo, unless it is the only one", f"rm -f {SUDOERS}", unless=_only_rule(ctx.site.ssh.user)
     )
 
@@ -148,6 +153,12 @@ def _identity(ctx: Context[Settings]) -> None:
     server.hostname("host name", ctx.node.name)
     addresses = ctx.settings.addresses_of_names(ctx.site)
     files.block("names of nodes and services", "/etc/hosts", ctx.render("hosts.j2", addresses=addresses))
+    # Debian's installer gives a node's own name to its loopback, and resolvers prefer loopback to our line.
+    shell.run(
+        "the node's own name is its address",
+        _hosts(r"s|^127\.0\.1\.1\s|# onprem-mlops &|"),
+        unless=r"! grep -q '^127\.0\.1\.1[[:space:]]' /etc/hosts",
+    )
     files.content("certificate of the site's authority", ctx.settings.authority_path, ctx.authority_pem)
 
 
@@ -166,6 +177,11 @@ def _kernel(ctx: Context[Settings]) -> None:
             unless=r"! grep -Eq '^[^#].*\sswap\s' /etc/fstab",
         )
         shell.run("no swap now", "swapoff -a", unless="[ $(wc -l </proc/swaps) -le 1 ]")
+
+
+def _hosts(expression: str) -> str:
+    # Written whole beside it and moved: a node never has half of its names.
+    return f"sed -E '{expression}' /etc/hosts >/etc/hosts.mlops-new && mv -f /etc/hosts.mlops-new /etc/hosts"
 
 
 def _fstab(expression: str) -> str:
