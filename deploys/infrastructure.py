@@ -17,7 +17,15 @@ PHASE = Phase(
         Use("containerd", after=("mirror",), here=("node",)),
         Use("kubernetes", here=("containerd",)),
         # Images come while the control plane starts; the network's objects need only its API, no other node.
-        Use("network", here=("containerd",), steps={one: needs("kubernetes.init") for one in ("calico", "names")}),
+        Use(
+            "network",
+            here=("containerd",),
+            steps={
+                "calico": needs("kubernetes.init"),
+                "names": needs("kubernetes.init"),
+                "ready": needs("kubernetes.mark"),
+            },
+        ),
     ),
 )
 

@@ -108,7 +108,7 @@ def load_phases(name: str | None) -> tuple[Phase, ...]:
     """The phase of that name, or all that have a file, in order."""
     if name is not None:
         return (load_phase(name),)
-    return tuple(load_phase(one) for one in PHASES if (REPOSITORY / "deploys" / f"{one}.py").exists())
+    return tuple(load_phase(one) for one in PHASES)
 
 
 def site_roles(site: Site) -> dict[str, Role]:
@@ -131,7 +131,14 @@ def plan(site: Site, phases: Iterable[Phase], *, role: str | None = None, node: 
     Raises RequestError for a role or node that is not there, or needs that cannot be met.
     """
     roles = site_roles(site)
+    phases = tuple(phases)
     uses = [use for phase in phases for use in phase.uses if site.is_on(use.role)]
+    if not uses:
+        names = ", ".join(phase.name for phase in phases)
+        raise RequestError(
+            f"phase {names} lays down nothing on site {site.name}",
+            "No role of it is on, or it has none yet (see docs/reference/phases.md).",
+        )
     _known("role", role, [use.role for use in uses])
     _known("node", node, [one.name for one in site.nodes])
     declared = {use.role: steps_of(deploy_module(roles[use.role])) for use in uses}
