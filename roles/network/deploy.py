@@ -44,7 +44,9 @@ def calico(ctx: Context[Settings]) -> None:
 @step(on=CONTROL_PLANE, only="first")
 def names(ctx: Context[Settings]) -> None:
     """Pods resolve the site's names, and questions for others go where the site says."""
-    kubectl.apply("cluster DNS", ctx.render("coredns.yaml.j2", names=ctx.names), what="cluster DNS")
+    domains = min(2, len(ctx.site.in_group(*ON)))
+    text = ctx.render("coredns.yaml.j2", names=ctx.names, domains=domains)
+    kubectl.apply("cluster DNS", text, what="cluster DNS")
     # Nothing of the platform runs in the namespace `default`, so nothing may talk there.
     policies = "---\n".join(json.dumps(one) + "\n" for one in kubectl.default_deny("default"))
     kubectl.apply("deny all in namespace default", policies, what="policies of namespace default")

@@ -178,8 +178,10 @@ def label_and_taint(node: str, *, labels: Mapping[str, str], taints: tuple[str, 
     ours = _our_labels(found)
     name = shlex.quote(node)
     if ours != labels or _annotated(found) != taints:
+        # kubeadm does not wait for the kubelet to register its node; applying earlier would make one in its place.
+        there = f"for i in $(seq 120); do {KUBECTL} get node {name} >/dev/null 2>&1 && break; sleep 0.5; done; "
         yield Command(
-            f"{KUBECTL} apply {_SERVER_SIDE} -f -",
+            ("" if found else there) + f"{KUBECTL} apply {_SERVER_SIDE} -f -",
             stdin=json.dumps(_node_manifest(node, labels, taints)),
             diff=Diff(f"labels of node {node}", _lines(ours), _lines(labels)),
         )
