@@ -76,6 +76,7 @@ def remove(ctx: Context[Settings]) -> None:
     _remove_trust(ctx)
     network.no_sshd("the SSH server as it was", SSHD)
     files.absent("no own kernel and journal settings", SYSCTL, MODULES, JOURNALD)
+    server.sysctl_restored("kernel parameters as they were")
     systemd.service(
         "the journal as it was", "systemd-journald.service", configuration=(_parent(JOURNALD),), enabled=False
     )

@@ -17,7 +17,23 @@ APT = (
 """apt-get that waits for another apt, keeps configuration files that a person changed and asks nothing."""
 
 RECORD = "/var/lib/onprem-mlops/packages"
-"""Names of the packages that roles installed on a node, one a line; what was there before is not in it."""
+"""Names of the packages that roles installed on a node, and what these brought along; one a line."""
+
+_NEW = "sed -n 's/^Inst \\([^ ]*\\) (.*/\\1/p'"
+"""Filter: names that a simulated `apt-get install` would newly install. An upgrade has its old version in brackets."""
+
+_ORPHANS = (
+    f"{APT} -s -o APT::AutoRemove::RecommendsImportant=false -o APT::AutoRemove::SuggestsImportant=false autoremove "
+    f"| sed -n 's/^Remv \\([^ ]*\\).*/\\1/p' | grep -xFf {RECORD}"
+)
+"""Names that came along with our packages and that nothing needs any more. Other orphans are not ours."""
+
+_FORGET = (
+    f"dpkg-query -W -f '${{db:Status-Abbrev}}${{Package}}\\n' | sed -n 's/^.i *//p' "
+    f"| grep -xFf {RECORD} >{RECORD}.new; "
+    f"if [ -s {RECORD}.new ]; then mv -fT {RECORD}.new {RECORD}; else rm -f {RECORD} {RECORD}.new; fi"
+)
+"""Keep only names in the record that are installed: what a person installs later is theirs."""
 
 
 def _repair() -> Iterator[Command]:
@@ -34,8 +50,13 @@ def packages(*names: str) -> Iterator[Command]:
     missing = [name for name in names if name not in installed]
     if missing:
         wanted = " ".join(shlex.quote(name) for name in missing)
-        note = f"mkdir -p {RECORD.rpartition('/')[0]} && printf '%s\\n' {wanted} >>{RECORD}"
-        yield Command(f"{note} && {APT} update && {APT} --no-install-recommends install {wanted}", timeout=1800)
+        install = f"{APT} --no-install-recommends"
+        # What comes along is noted before it comes: an install that is cut off is taken off again all the same.
+        yield Command(
+            f"mkdir -p {RECORD.rpartition('/')[0]} && {APT} update && "
+            f'new=$({install} -s install {wanted}) && echo "$new" | {_NEW} >>{RECORD} && {install} install {wanted}',
+            timeout=1800,
+        )
 
 
 @operation
@@ -49,10 +70,10 @@ def purged(*names: str) -> Iterator[Command]:
     present = [name for name in names if name in installed and name in ours]
     if present:
         wanted = " ".join(shlex.quote(name) for name in present)
-        forget = "".join(f" -e {shlex.quote(name)}" for name in present)
+        purge = f"{APT} --allow-change-held-packages purge"
         yield Command(
-            f"{APT} --allow-change-held-packages --autoremove purge {wanted} "
-            f"&& {{ grep -vxF{forget} {RECORD} >{RECORD}.new; mv -fT {RECORD}.new {RECORD}; }}",
+            f'{purge} {wanted} || exit 1\norphans=$({_ORPHANS}); [ -z "$orphans" ] || {purge} $orphans || exit 1\n'
+            f"{_FORGET}",
             timeout=1800,
         )
 

@@ -51,14 +51,39 @@ def no_user(name: str) -> Iterator[Command]:
         yield Command(f"userdel {shlex.quote(name)}")
 
 
+SYSCTL_RECORD = "/var/lib/onprem-mlops/sysctl"
+"""Kernel parameters that were changed, as they were before: `key = value` a line."""
+
+
 @operation
 def sysctl(values: Mapping[str, str]) -> Iterator[Command]:
     """Kernel settings as they are now. What persists them is a file in /etc/sysctl.d, written beside this."""
     now = host.get_fact(Probe, command="sysctl " + " ".join(shlex.quote(key) for key in values))
     current = dict(line.split(" = ", 1) for line in now.text.splitlines() if " = " in line)
+    wrong = {key: value for key, value in values.items() if current.get(key, "").split() != value.split()}
+    if not wrong:
+        return
+    # All are noted before the first is set: the kernel changes some of them itself when it begins to forward.
+    keys = " ".join(shlex.quote(key) for key in wrong)
+    yield Command(
+        f"mkdir -p /var/lib/onprem-mlops; for key in {keys}; do "
+        f'grep -qsF "$key = " {SYSCTL_RECORD} || sysctl "$key" || exit 1; done >>{SYSCTL_RECORD}'
+    )
     for key, value in values.items():
-        if current.get(key, "").split() != value.split():
-            yield Command(f"sysctl -q -w {shlex.quote(f'{key}={value}')}")
+        yield Command(f"sysctl -q -w {shlex.quote(f'{key}={value}')}")
+
+
+@operation
+def sysctl_restored() -> Iterator[Command]:
+    """Kernel settings as they were before `sysctl` changed them."""
+    recorded = host.get_fact(Probe, command=f"cat {SYSCTL_RECORD}")
+    if not recorded.ok:
+        return
+    # One by one: a parameter that the kernel no longer has must not keep the others from being set back.
+    yield Command(
+        f'while IFS= read -r line; do sysctl -q -w "${{line%% = *}}=${{line#* = }}" || true; done <{SYSCTL_RECORD}; '
+        f"rm -f {SYSCTL_RECORD}"
+    )
 
 
 @operation
