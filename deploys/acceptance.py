@@ -5,4 +5,6 @@ No role belongs to this phase yet; `./mlops deploy acceptance` says so.
 
 from onprem_mlops.plan import Phase
 
-PHASE = Phase(name="acceptance", days="22–30", title="Test und Optimierung: tests, feedback, documents, training", uses=())
+PHASE = Phase(
+    name="acceptance", days="22–30", title="Test und Optimierung: tests, feedback, documents, training", uses=()
+)

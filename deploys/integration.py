@@ -5,4 +5,9 @@ No role belongs to this phase yet; `./mlops deploy integration` says so.
 
 from onprem_mlops.plan import Phase
 
-PHASE = Phase(name="integration", days="15–21", title="Umsetzung und Integration: MLOps processes, interfaces, all security measures", uses=())
+PHASE = Phase(
+    name="integration",
+    days="15–21",
+    title="Umsetzung und Integration: MLOps processes, interfaces, all security measures",
+    uses=(),
+)

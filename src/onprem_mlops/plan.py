@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import ModuleType
+from typing import Any
 
 from onprem_mlops.errors import RequestError
 from onprem_mlops.paths import REPOSITORY
@@ -69,6 +70,10 @@ class PlannedStep:
     nodes: tuple[Node, ...]
     after: frozenset[str]
     here: frozenset[str]
+
+    def given(self, values: Mapping[str, Any]) -> Any:
+        """What steps that take this one's value receive: the one value, or all of them by node."""
+        return next(iter(values.values())) if self.step.only == "first" else dict(values)
 
 
 @dataclass(frozen=True, slots=True)

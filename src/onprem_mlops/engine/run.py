@@ -296,9 +296,8 @@ class Run:
     def _inputs(self, planned: PlannedStep) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
         for name in planned.step.inputs:
-            given = self._progress[f"{planned.role.name}.{name}"]
-            single = given.planned.step.only == "first"
-            inputs[name] = next(iter(given.values.values())) if single else dict(given.values)
+            producer = self._progress[f"{planned.role.name}.{name}"]
+            inputs[name] = producer.planned.given(producer.values)
         return inputs
 
     def _fail(
