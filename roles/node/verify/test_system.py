@@ -225,7 +225,9 @@ def test_package_sources(node: NodeHost, site: Site) -> None:
     if node.address == str(site.names[f"mirror.{site.domain}"]):
         # The node that serves the mirror installs from its own disk: nothing served it when it was made.
         allowed.append(f"file:{getattr(mirror, 'root', '')}/")
-    found = set(node.lines("apt-get indextargets --format '$(REPO_URI)' | sort -u"))
+    # What apt would ask now; its list of known indexes leaves out sources that were added since the last update.
+    said = node.lines("apt-get update --print-uris")
+    found = {match[1] for line in said if (match := re.match("'([^']+)'", line))}
     assert found, f"{node.name}: apt has no package source at all"
     foreign = [uri for uri in found if not uri.startswith(tuple(allowed))]
     assert not foreign, f"{node.name}: apt also asks {', '.join(sorted(foreign))}"
