@@ -7,10 +7,14 @@ control plane gets is its label. Only what the cluster does not know as complete
 
 from __future__ import annotations
 
+import base64
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
+from cryptography import x509
 from pyinfra import host
 
 from onprem_mlops.engine.facts import Probe
@@ -249,10 +253,21 @@ def kubeconfig(path: str, current: str | None, address: str, server_name: str) -
         address: where the controller reaches the API, `address:port`.
         server_name: the name that the API server's certificate is for.
     """
-    found = host.get_fact(Probe, command="sed -n 's/^ *client-certificate-data: //p' /etc/kubernetes/admin.conf").text
-    if current and found and found in current and f"https://{address}\n" in current:
+    authority = "sed -n 's/^ *certificate-authority-data: //p' /etc/kubernetes/admin.conf"
+    found = host.get_fact(Probe, command=authority).text
+    if current and found and found in current and f"https://{address}\n" in current and _lasts(current):
         return
     endpoint = f"    server: https://{address}\\n    tls-server-name: {server_name}"
     yield Command(
         f"sed 's|^ *server: .*|{endpoint}|' /etc/kubernetes/admin.conf # into {shlex.quote(path)} of the controller"
     )
+
+
+def _lasts(kubeconfig: str) -> bool:
+    """Whether the client certificate of a kubeconfig is good for another month."""
+    match = re.search(r"client-certificate-data: (\S+)", kubeconfig)
+    try:
+        end = x509.load_pem_x509_certificate(base64.b64decode(match[1] if match else "")).not_valid_after_utc
+    except ValueError:
+        return False
+    return end > datetime.now(UTC) + timedelta(days=30)
