@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onprem_mlops.engine.facts import probe
-from onprem_mlops.engine.operations import apt, containers, files, kubeadm, kubectl, shell, systemd
+from onprem_mlops.engine.operations import apt, containers, files, kubeadm, kubectl, rules, shell, systemd
 from onprem_mlops.engine.operations.kubeadm import Admission
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, removal, step
@@ -55,7 +55,7 @@ _one_at_a_time = threading.Lock()
 @step(on=ON)
 def prepare(ctx: Context[Settings]) -> None:
     """Everything that a node has before there is a cluster."""
-    apt.packages("what kubeadm's preflight asks for", *PACKAGES)
+    apt.packages("what kubeadm's preflight asks for, and the API endpoint", *PACKAGES, *_endpoint_packages(ctx))
     if not kubeadm.joined():
         planes = PLANE_IMAGES if _is_plane(ctx) else ()
         containers.images("images begin to come", *(ctx.image(f"image-{name}") for name in (*planes, "kube-proxy")))
@@ -74,6 +74,12 @@ def prepare(ctx: Context[Settings]) -> None:
 
 def _is_plane(ctx: Context[Settings]) -> bool:
     return CONTROL_PLANE in ctx.node.groups
+
+
+def _endpoint_packages(ctx: Context[Settings]) -> tuple[str, ...]:
+    if not _is_plane(ctx):
+        return ()
+    return ("haproxy", "keepalived") if len(ctx.nodes(CONTROL_PLANE)) > 1 else ("haproxy",)
 
 
 def _kubeadm_config(ctx: Context[Settings], digest: str) -> str:
@@ -114,9 +120,7 @@ def _endpoint(ctx: Context[Settings]) -> None:
     """haproxy in front of all API servers, the address that moves, and the approval of serving certificates."""
     planes = ctx.nodes(CONTROL_PLANE)
     several = len(planes) > 1
-    packages = ("haproxy", "keepalived") if several else ("haproxy",)
-    apt.packages("the API endpoint", *packages)
-    apt.held("the API endpoint changes in a deploy, not at night", *packages)
+    apt.held("the API endpoint changes in a deploy, not at night", *_endpoint_packages(ctx))
     files.content(
         "API endpoint: haproxy", HAPROXY, ctx.render("haproxy.cfg.j2", planes=planes), check="haproxy -c -q -f {}"
     )
@@ -297,13 +301,10 @@ def remove(ctx: Context[Settings]) -> None:
     containers.stopped("no pod of the cluster runs")
     containers.unmounted("no volume of a pod is mounted", "/var/lib/kubelet")
     containers.emptied("the kubelet's state", "/var/lib/kubelet")
-    shell.run(
-        "no rules of kube-proxy",
-        "nft list tables | awk '/ kube-proxy$/ {print $2, $3}' | while read -r family name; do "
-        'nft delete table "$family" "$name"; done',
-        unless="! nft list tables | grep -q ' kube-proxy$'",
-    )
-    files.absent("the node's configuration of Kubernetes", "/etc/kubernetes", "/var/log/kubernetes", recursive=True)
+    rules.table_gone("no rules of kube-proxy", "kube-proxy")
+    rules.chains_gone("no chains of the kubelet", "[: ]KUBE-")
+    folders = ("/etc/kubernetes", "/var/log/kubernetes", "/var/log/pods", "/var/log/containers")
+    files.absent("the node's configuration and logs of Kubernetes", *folders, recursive=True)
     files.absent("logs of kubeadm", *(f"{kubeadm.LOG}-{verb}.log" for verb in ("init", "join", "reset")))
     files.absent("binaries and service", UNIT, *(f"/usr/local/bin/{name}" for name in BINARIES))
     files.absent("commands' caches", "/root/.kube", recursive=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from onprem_mlops.engine.facts import probe
-from onprem_mlops.engine.operations import containers, files, kubectl, shell
+from onprem_mlops.engine.operations import containers, files, kubectl, rules, shell, systemd
 from onprem_mlops.roles import Context, removal, step
 
 from .settings import Settings
@@ -17,7 +17,9 @@ TEMPLATES = ("kustomization", "calico-node", "kube-controllers", "configuration"
 IMAGES = ("image-calico-cni", "image-calico-node", "image-calico-kube-controllers", "image-coredns")
 AGENT = "/apis/apps/v1/namespaces/kube-system/daemonsets/calico-node"
 NODE_FILES = ("/etc/cni/net.d/10-calico.conflist", "/etc/cni/net.d/calico-kubeconfig")
-NODE_FOLDERS = ("/var/lib/calico", "/var/run/calico", "/var/run/nodeagent", "/var/log/calico")
+NODE_FOLDERS = ("/var/lib/calico", "/run/calico", "/run/nodeagent", "/var/log/calico")
+CNI_PLUGINS = ("/opt/cni/bin/calico", "/opt/cni/bin/calico-ipam")
+MANIFESTS = ("/etc/kubernetes/addons",)
 
 
 @step(on=ON)
@@ -66,31 +68,38 @@ def ready(ctx: Context[Settings]) -> None:
 
 
 @removal(on=ON)
-def remove(ctx: Context[Settings]) -> None:
-    """No link, route, rule or file of Calico is left on the node."""
+def remove_from_node(ctx: Context[Settings]) -> None:
+    """No link, route, rule or file of Calico is left on the node; the kubelet runs again, without a pods' network."""
     shell.run(
-        "no links of Calico",
-        "for one in $(ip -o link show | sed -n 's/^[0-9]*: \\(cali[^:@]*\\|vxlan.calico\\|tunl0\\)[:@].*/\\1/p'); do "
-        "ip link delete $one 2>/dev/null || true; done; "
-        "ip route show proto 80 | while read -r route; do ip route delete $route; done",
-        unless="! ip -o link show | grep -q -e ' cali' -e ' vxlan.calico' && [ -z \"$(ip route show proto 80)\" ]",
+        "the agent of the network ends",
+        "systemctl start kubelet 2>/dev/null; crictl ps --quiet --label io.kubernetes.container.name=calico-node "
+        "| xargs -r crictl --timeout 30s stop >/dev/null; crictl ps -a --quiet --label "
+        "io.kubernetes.container.name=calico-node | xargs -r crictl rm --force >/dev/null; true",
+        unless='[ -z "$(crictl ps -a --quiet --label io.kubernetes.container.name=calico-node)" ] '
+        "&& ! { systemctl is-enabled -q kubelet && ! systemctl is-active -q kubelet; }",
     )
-    for command in ("iptables-legacy", "iptables-nft"):
-        shell.run(
-            f"no rules of Calico ({command})",
-            f"{command}-save | grep -v -e '[: ]cali[-:]' | {command}-restore",
-            unless=f"! command -v {command}-save || ! {command}-save | grep -q '[: ]cali[-:]'",
-        )
-    shell.run(
-        "no tables of Calico",
-        "nft list tables | awk '/ calico$/ {print $2, $3}' | while read -r family name; do "
-        'nft delete table "$family" "$name"; done',
-        unless="! nft list tables | grep -q ' calico$'",
-    )
-    shell.run(
-        "no address sets of Calico",
-        "for one in $(ipset list -n | grep ^cali); do ipset destroy $one; done",
-        unless="! command -v ipset || ! ipset list -n | grep -q ^cali",
-    )
-    files.absent("Calico's configuration", *NODE_FILES, "/opt/cni/bin/calico", "/opt/cni/bin/calico-ipam")
-    files.absent("Calico's state", *NODE_FOLDERS, FOLDER, recursive=True)
+    rules.chains_gone("no chains and rules of Calico", '[: "]cali[-:]')
+    rules.table_gone("no table of Calico", "calico")
+    rules.sets_gone("no address sets of Calico", "cali")
+    rules.links_gone("no links and routes of Calico", "cali[0-9a-f]*\\|vxlan.calico\\|tunl0", protocol=80)
+    files.absent("Calico's configuration", *NODE_FILES, *CNI_PLUGINS)
+    files.absent("Calico's state", *NODE_FOLDERS, *MANIFESTS, recursive=True)
+    containers.no_empty_folders("folders of CNI", "/etc/cni/net.d", "/etc/cni")
+
+
+@removal(on=CONTROL_PLANE)
+def remove_from_cluster(ctx: Context[Settings]) -> None:
+    """The cluster has no objects of Calico any more; its Corefile stays, it is the cluster's own."""
+    if ctx.node != ctx.nodes(CONTROL_PLANE)[0]:
+        return
+    kubectl.folder_absent("no objects of Calico", FOLDER, last=AGENT)
+    policies = ("networkpolicy/default-deny", "networkpolicy/allow-dns")
+    kubectl.absent("no policies in namespace default", *policies, namespace="default")
+
+
+@removal(on=ON)
+def remove_pods(ctx: Context[Settings]) -> None:
+    """Pods of the network end while their plugin can still take their addresses back."""
+    if probe("crictl pods --quiet").text:
+        systemd.service("kubelet rests: it would start them again", "kubelet.service", running=False)
+        containers.stopped("no pod has an address", of_pod_network=True)

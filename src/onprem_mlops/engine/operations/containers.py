@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation
@@ -28,14 +28,34 @@ def images(*references: str) -> Iterator[Command]:
 
 
 @operation
-def stopped() -> Iterator[Command]:
-    """No pod runs on the node. Pods that do not end by themselves are killed."""
-    if host.get_fact(Probe, command='[ -n "$(crictl pods --quiet)" ]').ok:
+def stopped(*, of_pod_network: bool = False) -> Iterator[Command]:
+    """No pod runs on the node, or none with an address of its own. The kubelet must not run: it would start them again.
+
+    A pod whose network cannot be taken down any more is killed all the same.
+    """
+    pods = _OWN_ADDRESS if of_pod_network else "crictl pods --quiet"
+    if host.get_fact(Probe, command=f'[ -n "$({pods})" ]').ok:
         yield Command(
-            "crictl pods --quiet | xargs -r -n 8 crictl --timeout 60s stopp >/dev/null; "
-            "crictl --timeout 120s rmp --all --force >/dev/null",
+            f"pods=$({pods}); echo $pods | xargs -r -n 4 -P 4 crictl --timeout 30s stopp >/dev/null 2>&1; "
+            "echo $pods | xargs -r crictl --timeout 60s rmp --force >/dev/null 2>&1; "
+            f'[ -z "$({pods})" ] || {{ {_KILL} }}',
             timeout=600,
         )
+
+
+_OWN_ADDRESS = """\
+for one in $(crictl pods --quiet); do
+  crictl inspectp --output go-template --template '{{.status.linux.namespaces.options.network}}' $one |
+    grep -qx -e NODE -e 2 || echo $one
+done"""
+"""Shell: ids of pods that are not in the node's own network."""
+
+_KILL = """\
+ctr -n k8s.io tasks ls -q | xargs -r -n 1 ctr -n k8s.io tasks kill -s KILL; sleep 1
+ctr -n k8s.io tasks ls -q | xargs -r -n 1 ctr -n k8s.io tasks rm -f
+ctr -n k8s.io containers ls -q | xargs -r ctr -n k8s.io containers rm
+"""
+"""Shell: what is left when a pod's network plugin is gone, so that its sandbox cannot be stopped as it should."""
 
 
 @operation
@@ -55,3 +75,12 @@ def emptied(folder: str) -> Iterator[Command]:
         yield Command(
             f"find {quoted} -mindepth 1 -delete && {{ mountpoint -q {quoted} || rmdir {quoted}; }}", timeout=600
         )
+
+
+@operation
+def no_empty_folders(*folders: str) -> Iterator[Command]:
+    """These folders are gone, in this order, unless somebody else's files are in them."""
+    for folder in folders:
+        quoted = shlex.quote(folder)
+        if host.get_fact(Probe, command=f'[ -d {quoted} ] && [ -z "$(ls -A {quoted})" ]').ok:
+            yield Command(f"rmdir {quoted}")

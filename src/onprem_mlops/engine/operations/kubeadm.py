@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Probe
 from onprem_mlops.engine.operation import Command, operation

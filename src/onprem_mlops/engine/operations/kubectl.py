@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinfra import host
+from pyinfra.context import host
 
 from onprem_mlops.engine.facts import Probe, Reading
 from onprem_mlops.engine.operation import Command, operation
@@ -124,9 +124,22 @@ def absent(*objects: str, namespace: str = "") -> Iterator[Command]:
     """No such objects, given as `kind/name`; unknown kinds count as absent."""
     where = f"-n {shlex.quote(namespace)} " if namespace else ""
     names = " ".join(shlex.quote(one) for one in objects)
-    found = host.get_fact(Probe, command=f"{KUBECTL} get {where}--ignore-not-found -o name {names}")
+    reached = "[ -s /etc/kubernetes/admin.conf ] &&"
+    found = host.get_fact(Probe, command=f"{reached} {KUBECTL} get {where}--ignore-not-found -o name {names}")
     if found.text.strip():
         yield Command(f"{KUBECTL} delete {where}--ignore-not-found --wait {names}", timeout=300)
+
+
+@operation
+def folder_absent(folder: str, *, last: str) -> Iterator[Command]:
+    """The objects of a kustomization are on their way out. Does not wait: their pods may have no node that ends them.
+
+    Args:
+        folder: the kustomization's folder on the node.
+        last: API path of one of the objects; without it nothing is there to remove.
+    """
+    if api(last).status == 200:
+        yield Command(f"{KUBECTL} delete --ignore-not-found --wait=false -k {shlex.quote(folder)}", timeout=300)
 
 
 @operation
