@@ -87,12 +87,14 @@ def repository_key(ctx: Context[Settings], codename: str) -> str:
 
 def _registry(ctx: Context[Settings]) -> None:
     server.user("user of the registry", "onprem-registry", system=True)
-    mirror.installed("registry", BINARY, ctx.file("registry", "registry"), root=ctx.settings.root)
+    mirror.installed("program of the registry", BINARY, ctx.file("registry", "registry"), root=ctx.settings.root)
     files.directory("configuration of the mirror", CONFIGURATION)
     files.content("configuration of the registry", REGISTRY, ctx.render("registry.yaml.j2"))
     unit = ctx.render("onprem-registry.service.j2", binary=BINARY, configuration=REGISTRY)
     files.content("unit of the registry", REGISTRY_UNIT, unit)
-    systemd.service("registry", "onprem-registry.service", configuration=(REGISTRY, REGISTRY_UNIT, BINARY))
+    systemd.service(
+        "registry with this configuration", "onprem-registry.service", configuration=(REGISTRY, REGISTRY_UNIT, BINARY)
+    )
 
 
 def _nginx(ctx: Context[Settings]) -> None:
@@ -107,4 +109,6 @@ def _nginx(ctx: Context[Settings]) -> None:
     unit = ctx.render("onprem-mirror.service.j2", configuration=NGINX)
     files.content("unit of the mirror", MIRROR_UNIT, unit)
     # A renewed certificate is newer than the service's start, which is what restarts it.
-    systemd.service("mirror", "onprem-mirror.service", configuration=(NGINX, MIRROR_UNIT, CHAIN, KEY))
+    systemd.service(
+        "mirror with this configuration", "onprem-mirror.service", configuration=(NGINX, MIRROR_UNIT, CHAIN, KEY)
+    )

@@ -1,0 +1,305 @@
+"""Steps of roles without nodes: what a node is comes as data, what the step would do goes out as data.
+
+A case is one YAML file: which step on which node, the facts of the node, and what must come of it. The step runs as in
+a plan. After it, `converged` runs it again on a node where everything that it wrote is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from pyinfra.context import ctx_host
+from ruamel.yaml import YAML
+
+from onprem_mlops.artifacts.manifest import TreeFile
+from onprem_mlops.engine.facts import (
+    File,
+    FileState,
+    FileText,
+    NewestChange,
+    Packages,
+    Probe,
+    Probed,
+    Unit,
+    UnitState,
+)
+from onprem_mlops.engine.operation import RUN, Command, Outcome
+from onprem_mlops.engine.operations.network import ruleset_text
+from onprem_mlops.errors import MlopsError
+from onprem_mlops.events import Diff
+from onprem_mlops.paths import REPOSITORY
+from onprem_mlops.plan import deploy_module
+from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site, load_site
+from onprem_mlops.site.role import Certificate, find_roles
+from onprem_mlops.steps import Context, PublishedFile, steps_of
+
+ABSENT = FileState("absent")
+_STARTED = 1_000_000.0
+
+
+@dataclass
+class Change:
+    """An operation that would change something: its purpose, its commands, and the files it would write."""
+
+    purpose: str
+    commands: tuple[str, ...]
+    diffs: tuple[Diff, ...]
+
+
+@dataclass
+class FakeNode:
+    """A node that is data. `probes` maps a part of a reading command to its output, or to its exit status."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    states: dict[str, FileState] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    units: dict[str, UnitState] = field(default_factory=dict)
+    probes: dict[str, str | int] = field(default_factory=dict)
+    settled: bool = False
+    """Whether a check that no case speaks of finds everything done."""
+    name: str = "node"
+    connector_data: dict[str, Any] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.connector_data[RUN] = self
+
+    # --- what pyinfra's host offers
+
+    def get_fact(self, kind: type[Any], **arguments: Any) -> Any:
+        """The fact, from the data; what no case speaks of is absent."""
+        readers: Mapping[type[Any], Callable[..., Any]] = {
+            File: lambda path: self.states.get(path, ABSENT),
+            FileText: lambda path: self.texts.get(path),
+            Packages: lambda: self.packages,
+            Unit: lambda unit: self.units.get(unit, Unit.default()),
+            NewestChange: lambda paths: 0.0,
+            Probe: self._probe,
+        }
+        return readers[kind](**arguments)
+
+    def _probe(self, command: str) -> Probed:
+        known = [part for part in self.probes if part in command]
+        if not known:
+            return Probed(0 if self.settled else 1, "")
+        answer = self.probes[max(known, key=len)]
+        return Probed(answer, "") if isinstance(answer, int) else Probed(0, answer.rstrip("\n"))
+
+    # --- what an operation's runner offers
+
+    def executing(self, command: Command) -> None:
+        raise AssertionError("a plan executes nothing")
+
+    def perform(
+        self,
+        operation: Callable[..., Any],
+        generator: Callable[..., Iterator[Command]],
+        purpose: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Outcome:
+        """Record what the operation would do, and note the files that it would write."""
+        commands = list(generator(*args, **kwargs))
+        if commands:
+            diffs = tuple(one.diff for one in commands if one.diff is not None)
+            self.changes.append(Change(purpose, tuple(str(one) for one in commands), diffs))
+            self.texts |= {diff.path: diff.after for diff in diffs if diff.after is not None}
+        self._note(generator.__name__, args, kwargs)
+        return Outcome(bool(commands))
+
+    def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the node is like once the operation is done, for the second run."""
+        note = getattr(self, f"_after_{name}", None)
+        if note is not None:
+            note(*args, **kwargs)
+
+    def _after_content(
+        self, path: str, text: str | Hidden, mode: str = "644", owner: str = "root", group: str = "root", **_: Any
+    ) -> None:
+        self._write(path, text.reveal() if isinstance(text, Hidden) else text, mode, owner, group)
+
+    def _after_directory(self, path: str, mode: str = "755", owner: str = "root", group: str = "root") -> None:
+        self.states[path] = FileState("directory", mode, owner, group)
+
+    def _after_link(self, path: str, target: str) -> None:
+        self.states[path] = FileState("link", target=target)
+
+    def _after_set_aside(self, *paths: str) -> None:
+        for path in paths:
+            self.states.pop(path, None)
+
+    def _after_packages(self, *names: str) -> None:
+        self.packages |= dict.fromkeys(names, "1")
+
+    def _after_held(self, *names: str) -> None:
+        self.packages |= {f"held:{name}": "1" for name in names if name in self.packages}
+
+    def _after_service(self, unit: str, **_: Any) -> None:
+        self.units[unit] = UnitState("loaded", "active", "enabled", False, _STARTED)
+
+    def _after_sshd(self, path: str, text: str) -> None:
+        self._write(path, text, "600", "root", "root")
+
+    def _after_ruleset(self, path: str, table: str, body: str) -> None:
+        self._write(path, ruleset_text(table, body), "600", "root", "root")
+        self.probes[f"nft -s list table inet {table}"] = hashlib.sha256(body.encode()).hexdigest()
+
+    def _after_installed(self, path: str, source: PublishedFile, **_: Any) -> None:
+        self.states[path] = FileState("file", "755", sha256=source.sha256)
+
+    def _write(self, path: str, text: str, mode: str, owner: str, group: str) -> None:
+        raw = text.encode()
+        self.states[path] = FileState("file", mode, owner, group, len(raw), hashlib.sha256(raw).hexdigest())
+        self.texts[path] = text
+
+
+class FakeStore:
+    """A store that holds whatever is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def file(self, artifact: str, filename: str) -> PublishedFile:
+        path = f"files/{artifact}/1/{filename}"
+        return PublishedFile(f"https://mirror/{path}", path, hashlib.sha256(path.encode()).hexdigest(), 1, "1")
+
+    def image(self, artifact: str) -> str:
+        return f"registry.example/{artifact}:1"
+
+    def version(self, artifact: str) -> str:
+        return "1"
+
+    def tree(self, artifacts: Any) -> tuple[TreeFile, ...]:
+        key = self._folder / "key.asc"
+        key.write_text("the store's public key\n")
+        digest, size = hashlib.sha256(key.read_bytes()).hexdigest(), key.stat().st_size
+        path = PurePosixPath("apt/bookworm/onprem-mlops.asc")
+        return (TreeFile(path=path, source=key, sha256=digest, size=size),)
+
+
+class FakeMaterial:
+    """Secrets and certificates that are always the same."""
+
+    authority_pem = "the site's authority\n"
+
+    def secret(self, role: str, name: str) -> Hidden:
+        return Hidden(f"secret-{role}-{name}")
+
+    def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate:
+        soon = datetime(2030, 1, 1, tzinfo=UTC)
+        return IssuedCertificate(f"chain of {wanted.name}\n", Hidden("private key\n"), soon, 1, False)
+
+
+@dataclass
+class Case:
+    """One YAML file."""
+
+    path: Path
+    given: dict[str, Any]
+
+    @property
+    def role(self) -> str:
+        return self.path.parent.name
+
+    def site(self, folder: Path) -> Site:
+        """The cases' common site with this case's own settings."""
+        yaml = YAML(typ="safe")
+        written = yaml.load(Path(__file__).with_name("site.yaml"))
+        written |= self.given.get("site", {})
+        written["settings"] = {self.role: self.given.get("settings", {})} if "settings" in self.given else {}
+        key = folder / "id"
+        key.touch(mode=0o600)
+        written["ssh"]["key"] = str(key)
+        yaml.dump(written, folder / "site.yaml")
+        return load_site(folder)
+
+    def node(self) -> FakeNode:
+        """The node before the step."""
+        facts = self.given.get("facts", {})
+        node = FakeNode(
+            packages=dict.fromkeys(facts.get("packages", ()), "1"),
+            probes=dict(facts.get("probes", {})),
+        )
+        for path, text in facts.get("files", {}).items():
+            node._write(path, text, "644", "root", "root")
+        for unit in facts.get("active", ()):
+            node.units[unit] = UnitState("loaded", "active", "enabled", False, _STARTED)
+        return node
+
+    def run(self, node: FakeNode, folder: Path) -> str:
+        """Run the step as in a plan; the text of the error that it ended with, if any."""
+        context = self._context(folder)
+        kind = "__removal__" if self.given["step"] == "remove" else "__step__"
+        module = deploy_module(find_roles()[self.role])
+        step = next(one for one in steps_of(module, kind) if one.name == self.given["step"])  # type: ignore[arg-type]
+        node.changes = []
+        with ctx_host.use(node):
+            try:
+                step.function(context)
+            except MlopsError as error:
+                return str(error)
+        return ""
+
+    def _context(self, folder: Path) -> Context[Any]:
+        site = self.site(folder)
+        return Context(
+            site=site,
+            node=site.node(self.given["node"]),
+            role=self.role,
+            settings=site.settings(self.role),
+            folder=REPOSITORY / "roles" / self.role,
+            artifacts=FakeStore(folder),
+            material=FakeMaterial(),
+            planning=True,
+            site_openings={
+                node.name: tuple(one for role in site.role_settings.values() for one in role.openings(site, node))
+                for node in site.nodes
+            },
+            names={name: IPv4Address(address) for name, address in site.names.items()},
+            state=folder,
+        )
+
+
+def cases(role: str) -> list[Any]:
+    """The cases of a role, for `pytest.mark.parametrize`."""
+    folder = Path(__file__).with_name(role)
+    yaml = YAML(typ="safe")
+    return [pytest.param(Case(path, yaml.load(path)), id=path.stem) for path in sorted(folder.glob("*.yaml"))]
+
+
+def check(case: Case, folder: Path) -> None:
+    """Run a case and compare: the error, what the commands and files hold, what must not change, and a second run."""
+    node, expected = case.node(), case.given["expects"]
+    error = case.run(node, folder)
+    if "error" in expected:
+        assert expected["error"] in error
+        assert node.changes == [], "it touched the node before it refused"
+        return
+    assert error == ""
+    changes = {change.purpose: change for change in node.changes}
+    for purpose, parts in expected.get("changes", {}).items():
+        assert purpose in changes, f"nothing would be done for {purpose!r}; done: {', '.join(changes)}"
+        shown = "\n".join([*changes[purpose].commands, *(diff.after or "" for diff in changes[purpose].diffs)])
+        for part in parts or ():
+            assert part in shown, f"{purpose}: no {part!r} in\n{shown}"
+    for purpose in expected.get("unchanged", ()):
+        assert purpose not in changes, f"{purpose!r} would be done: {changes[purpose].commands}"
+    for text in expected.get("nowhere", ()):
+        for change in node.changes:
+            assert text not in "\n".join([*change.commands, *(diff.after or "" for diff in change.diffs)])
+    if expected.get("converges", True):
+        _check_second_run(case, node, folder)
+
+
+def _check_second_run(case: Case, node: FakeNode, folder: Path) -> None:
+    node.settled = True
+    node.probes |= case.given.get("afterwards", {})
+    case.run(node, folder)
+    assert [(change.purpose, change.commands) for change in node.changes] == []
