@@ -148,7 +148,7 @@ class VerifyPlugin:
         if call.when == "teardown":
             name = f"{name} (cleaning up after it)"
         if outcome == "failed":
-            advice = what_to_do or _restore(role, self._unit.node)
+            advice = what_to_do or self._restore(role)
         return Check(
             role=role,
             node=self._unit.node,
@@ -159,6 +159,12 @@ class VerifyPlugin:
             seconds=round(call.duration + item.stash.get(_SETUP_SECONDS, 0.0), 3),
             controls=tuple(name for marker in item.iter_markers("controls") for name in marker.args),
         )
+
+    def _restore(self, role: str) -> str:
+        # A phase's own suite goes by the phase's name.
+        what = f"--role {role}" if self._site.is_on(role) else role
+        only = f" --node {self._unit.node}" if self._unit.node else ""
+        return f"`./mlops deploy {what}{only}` lays down again what the site file says."
 
 
 _SETUP_SECONDS = pytest.StashKey[float]()
@@ -201,11 +207,6 @@ def _last_line(error: BaseException) -> str:
         place = f"{Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return place
-
-
-def _restore(role: str, node: str) -> str:
-    only = f" --node {node}" if node else ""
-    return f"`./mlops deploy --role {role}{only}` lays down again what the site file says."
 
 
 def _out_of_time(signum: int, frame: FrameType | None) -> None:

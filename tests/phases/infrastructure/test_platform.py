@@ -38,7 +38,10 @@ def _forms(value: Hidden) -> Iterator[str]:
 @pytest.mark.limit(120)
 @pytest.mark.controls("CIS Kubernetes 1.2.28")
 def test_secrets_are_nowhere_to_be_read(nodes: Nodes, values: dict[str, Hidden]) -> None:
-    """No secret of the site stands in a file that everybody may read, on a command line or in the journal."""
+    """No secret of the site stands in a file that everybody may read, on a command line or in the journal.
+
+    `./mlops secrets rotate` makes a new one; a deploy lays it down. Then remove what shows the old one.
+    """
     patterns = {form: name for name, value in values.items() for form in _forms(value)}
     assert patterns, "the site has no secrets"
     # A word of our own beside them: a search that does not find it would not find a secret either.
