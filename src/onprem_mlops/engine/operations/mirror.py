@@ -220,7 +220,7 @@ def _recheck(root: str) -> Command:
 def _assemble(root: str, identity: str, files: Sequence[TreeFile], now: _OnNode, wanted: str) -> Command:
     old = "".join(sorted(f"{digest}  {path}\n" for path, digest in now.files.items()))
     return Command(
-        f'cd {shlex.quote(root)} && t=trees/{identity}-$(date +%s) && sh -s -- "$t"',
+        f'cd {shlex.quote(root)} && t=trees/{identity}-$(date +%s%N) && sh -s -- "$t"',
         stdin=_assembly(files, now.available, wanted),
         diff=Diff(f"{root}/current (sha256 and path of each file)", old, wanted),
         timeout=1800,
