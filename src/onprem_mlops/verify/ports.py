@@ -27,6 +27,9 @@ Target = tuple[str, int]
 SCAN_SECONDS = 1.5
 """How long a port may keep silent before it counts as dropped; a node of the same network answers in milliseconds."""
 
+BATCH = 400
+"""Connections tried at once: well below the 1024 files that a process may have open by default."""
+
 _USERS = re.compile(r'users:\(\("([^"]+)",pid=(\d+)')
 
 
@@ -106,15 +109,20 @@ print $heard eq "hello" ? "open" : "silent";
 
 
 def scan_from(node: NodeHost, targets: Iterable[Target]) -> dict[Target, Answer]:
-    """Try to connect from a node to every target at once."""
-    wanted = "".join(f"{address} {port}\n" for address, port in targets)
-    found = node.feed(f"perl -e {_quoted(_SCAN)} {SCAN_SECONDS}", wanted)
-    assert found.rc == 0, f"{node.name}: the port scan failed: {found.stderr.strip()}"
+    """Try to connect from a node to every target, many at once."""
     answers: dict[Target, Answer] = {}
-    for line in found.stdout.splitlines():
-        address, port, answer = line.split()
-        answers[address, int(port)] = _word(answer)
+    for some in _batches(list(targets)):
+        wanted = "".join(f"{address} {port}\n" for address, port in some)
+        found = node.feed(f"perl -e {_quoted(_SCAN)} {SCAN_SECONDS}", wanted)
+        assert found.rc == 0, f"{node.name}: the port scan failed: {found.stderr.strip()}"
+        for line in found.stdout.splitlines():
+            address, port, answer = line.split()
+            answers[address, int(port)] = _word(answer)
     return answers
+
+
+def _batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
+    return (targets[at : at + BATCH] for at in range(0, len(targets), BATCH))
 
 
 @contextlib.contextmanager
@@ -147,7 +155,14 @@ def _quoted(script: str) -> str:
 
 
 def scan(targets: Sequence[Target], seconds: float = SCAN_SECONDS) -> dict[Target, Answer]:
-    """Try to connect from this machine to every target at once."""
+    """Try to connect from this machine to every target, many at once."""
+    answers: dict[Target, Answer] = {}
+    for some in _batches(targets):
+        answers |= _scan(some, seconds)
+    return answers
+
+
+def _scan(targets: Sequence[Target], seconds: float) -> dict[Target, Answer]:
     answers: dict[Target, Answer] = {}
     with selectors.DefaultSelector() as selector:
         for target in targets:
