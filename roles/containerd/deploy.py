@@ -28,7 +28,7 @@ def runtime(ctx: Context[Settings]) -> None:
     config = ctx.render("config.toml.j2", sandbox=ctx.image("image-pause"))
     files.content("containerd configuration", CONFIG, config, mode="600")
     files.content("containerd service", UNIT, ctx.render("containerd.service.j2"))
-    systemd.service("containerd", "containerd.service", configuration=(CONFIG, UNIT, "/usr/local/bin/containerd"))
+    systemd.service("containerd runs", "containerd.service", configuration=(CONFIG, UNIT, "/usr/local/bin/containerd"))
 
 
 def _binaries(ctx: Context[Settings]) -> None:

@@ -233,7 +233,7 @@ def settled(ctx: Context[Settings]) -> bool:
             kubeadm.api_certificate("names of the API server", CONFIG, ctx.settings.certificate_names(ctx.site))
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
-    systemd.service("kubelet", "kubelet.service", configuration=configuration)
+    systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
     return bool(probe(f"[ -e {SERVING} ]").ok)
 
 

@@ -31,6 +31,7 @@ from onprem_mlops.engine.facts import (
     UnitState,
 )
 from onprem_mlops.engine.operation import RUN, Command, Outcome
+from onprem_mlops.engine.operations.kubectl import Answer, ApiObject
 from onprem_mlops.engine.operations.network import ruleset_text
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
@@ -62,6 +63,8 @@ class FakeNode:
     packages: dict[str, str] = field(default_factory=dict)
     units: dict[str, UnitState] = field(default_factory=dict)
     probes: dict[str, str | int] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
+    """What the Kubernetes API answers, by path; other paths are not found."""
     settled: bool = False
     """Whether a check that no case speaks of finds everything done."""
     name: str = "node"
@@ -82,6 +85,7 @@ class FakeNode:
             Unit: lambda unit: self.units.get(unit, Unit.default()),
             NewestChange: lambda paths: 0.0,
             Probe: self._probe,
+            ApiObject: lambda path: Answer(200, self.objects[path]) if path in self.objects else Answer(404, {}),
         }
         return readers[kind](**arguments)
 
@@ -150,6 +154,9 @@ class FakeNode:
     def _after_ruleset(self, path: str, table: str, body: str) -> None:
         self._write(path, ruleset_text(table, body), "600", "root", "root")
         self.probes[f"nft -s list table inet {table}"] = hashlib.sha256(body.encode()).hexdigest()
+
+    def _after_download(self, path: str, source: PublishedFile, *, authority: str, mode: str = "755") -> None:
+        self.states[path] = FileState("file", mode, "root", "root", source.size, source.sha256)
 
     def _after_installed(self, path: str, source: PublishedFile, **_: Any) -> None:
         self.states[path] = FileState("file", "755", sha256=source.sha256)
@@ -226,6 +233,7 @@ class Case:
         node = FakeNode(
             packages=dict.fromkeys(facts.get("packages", ()), "1"),
             probes=dict(facts.get("probes", {})),
+            objects=dict(facts.get("objects", {})),
         )
         for path, text in facts.get("files", {}).items():
             node._write(path, text, "644", "root", "root")
@@ -242,7 +250,7 @@ class Case:
         node.changes = []
         with ctx_host.use(node):
             try:
-                step.function(context)
+                step.function(context, **self.given.get("inputs", {}))
             except MlopsError as error:
                 return str(error)
         return ""
