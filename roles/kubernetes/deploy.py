@@ -231,6 +231,7 @@ def settled(ctx: Context[Settings]) -> bool:
     if _is_plane(ctx):
         with _one_at_a_time:
             kubeadm.api_certificate("names of the API server", CONFIG, ctx.settings.certificate_names(ctx.site))
+            kubeadm.certificates_renewed("certificates of the control plane")
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)

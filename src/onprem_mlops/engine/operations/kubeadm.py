@@ -219,21 +219,45 @@ def renewed_manifests(config: str) -> Iterator[Command]:
 def api_certificate(config: str, names: tuple[str, ...]) -> Iterator[Command]:
     """The API server's certificate is for all of these names and addresses; a new control plane adds some."""
     certificate = f"{PKI}/apiserver.crt"
-    checks = " && ".join(
-        f"openssl x509 -noout -in {certificate} {'-checkip' if _is_address(one) else '-checkhost'} {shlex.quote(one)} "
-        "| grep -q ' does match '"
-        for one in names
-    )
-    if host.get_fact(Probe, command=checks).ok:
+    shown = host.get_fact(Probe, command=f"openssl x509 -in {certificate} -noout -ext subjectAltName").text
+    if set(names) <= set(_ALTERNATIVE.findall(shown)):
         return
     yield Command(
         f"rm -f {certificate} {PKI}/apiserver.key && kubeadm init phase certs apiserver --config {shlex.quote(config)} "
-        "&& crictl ps --name kube-apiserver --quiet | xargs -r crictl stop --timeout 5"
+        f"&& {_restarted('kube-apiserver')}",
+        timeout=240,
     )
 
 
-def _is_address(name: str) -> bool:
-    return name.replace(".", "").isdigit()
+_ALTERNATIVE = re.compile(r"(?:DNS|IP Address):([^,\s]+)")
+
+RENEW_DAYS = 122
+"""A third of the year that kubeadm's certificates live."""
+
+
+@operation
+def certificates_renewed() -> Iterator[Command]:
+    """The control plane's certificates live for another while; the authorities (ten years) are not touched."""
+    lasting = " && ".join(
+        f"openssl x509 -in {PKI}/{one}.crt -noout -checkend {RENEW_DAYS * 86400}"
+        for one in ("apiserver", "apiserver-kubelet-client", "etcd/server")
+    )
+    if host.get_fact(Probe, command=lasting).ok:
+        return
+    pods = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+    yield Command(
+        "kubeadm certs renew all && " + " && ".join(_restarted(one) for one in pods),
+        timeout=600,
+    )
+
+
+def _restarted(pod: str) -> str:
+    """Shell: the kubelet starts a static pod's container again, and the API is ready after it."""
+    ready = f"curl --silent --fail --max-time 3 --cacert {PKI}/ca.crt --output /dev/null {LOCAL}/readyz"
+    return (
+        f"{{ crictl ps --name '^{pod}$' --quiet | xargs -r crictl stop --timeout 10 >/dev/null; sleep 2; "
+        f"for i in $(seq 90); do {ready} && break; sleep 1; done; {ready}; }}"
+    )
 
 
 @operation
