@@ -64,7 +64,8 @@ def _calls(text: str) -> Iterator[list[str]]:
 
 def _resolved(words: list[str]) -> tuple[str, Any, list[str]]:
     """The command that a call names, with the rest of its words."""
-    found, path = typer.main.get_command(app), []
+    found: Any = typer.main.get_command(app)
+    path: list[str] = []
     while words and hasattr(found, "commands"):
         assert words[0] in found.commands, f"no command {' '.join([*path, words[0]])}"
         path.append(words[0])
@@ -91,9 +92,9 @@ def test_every_command_is_documented() -> None:
     assert all(f"\n## {name}\n" in described for name in commands())
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
-def test_generated_pages_are_current(path: Path) -> None:
-    assert path.read_text() == pages()[path], "run: python docs/generate.py"
+def test_generated_pages_are_current() -> None:
+    stale = [path.name for path, text in pages().items() if path.read_text() != text]
+    assert not stale, "run: .venv/bin/python docs/generate.py"
 
 
 def test_every_schema_is_documented() -> None:
