@@ -80,6 +80,7 @@ class Connection:
         self.endpoint = endpoint
         self._client: paramiko.SSHClient | None = None
         self._shell: _FramedShell | None = None
+        self._held = self._expected = ""
 
     def connect(self) -> None:
         """Connect and check the pinned host key.
@@ -148,12 +149,11 @@ class Connection:
         `stdin` is text that reaches the command's standard input with a newline at its end and never its arguments.
         `timeout` is in seconds. Raises CommandTimeout or Unreachable.
         """
-        if self._shell is None:
-            self._shell = _FramedShell(self._session(), self.endpoint)
+        shell = self._opened()
         try:
-            return self._shell.run(command, stdin, timeout)
+            return shell.run(command, stdin, timeout)
         except TimeoutError:
-            self._kill_group(self._shell.process_group)
+            self._kill_group(shell.process_group)
             self._shell = None
             raise CommandTimeout(f"{self._who}: no end after {timeout:.0f} s: {command[:200]}") from None
         except (OSError, EOFError, paramiko.SSHException) as error:
@@ -163,11 +163,27 @@ class Connection:
                 "The node may have rebooted or lost its network. Run the command again when it is back.",
             ) from None
 
-    def hold(self, script: str) -> Completed:
-        """Run a script in the long-lived shell itself, so that what it opens (a lock) lasts as long as the shell."""
+    def hold(self, script: str, *, expect: str) -> Completed:
+        """Run a script in the long-lived shell itself, so that what it opens (a lock) lasts as long as the shell.
+
+        Once it has said `expect`, it is run again in every shell that has to replace a lost one; Unreachable if it
+        then says something else.
+        """
+        done = self._opened().run(script, None, 30, inside=True)
+        if done.text.strip() == expect:
+            self._held, self._expected = script, expect
+        return done
+
+    def _opened(self) -> _FramedShell:
         if self._shell is None:
-            self._shell = _FramedShell(self._session(), self.endpoint)
-        return self._shell.run(script, None, 30, inside=True)
+            shell = _FramedShell(self._session(), self.endpoint)
+            if self._held and shell.run(self._held, None, 30, inside=True).text.strip() != self._expected:
+                raise Unreachable(
+                    f"{self._who}: the connection broke and somebody else took the node's lock meanwhile",
+                    "Wait for that run to end, then run the command again.",
+                )
+            self._shell = shell
+        return self._shell
 
     def stream(self, command: str, source: BinaryIO | Iterator[bytes], *, timeout: float = 3600) -> Completed:
         """Run a command with bytes streamed to its standard input over a channel of its own.
@@ -262,7 +278,10 @@ class _FramedShell:
         left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
         if left <= 0:
             raise TimeoutError
-        select.select([self._channel], [], [], left)
+        # poll, not select: with some hundred nodes file numbers pass select's limit of 1024.
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.poll(left * 1000)
 
 
 def _frame(command: str, stdin: str | None, word: str, *, inside: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from onprem_mlops.engine.connector import ENDPOINT, FramedConnector
 from onprem_mlops.errors import RequestError
 from onprem_mlops.shell import Endpoint
 from onprem_mlops.site import Node, Site, load_site
+
+FILES_PER_NODE = 6
+"""A socket, and two pipes that wake a waiting command."""
 
 
 def endpoint(site: Site, node: Node) -> Endpoint:
@@ -39,6 +43,7 @@ def immediate_state(
     """A pyinfra state in immediate mode: an operation that is called is an operation that is done."""
     if not nodes:
         raise RequestError("the run covers no node")
+    _allow_files(len(nodes) * FILES_PER_NODE + 200)
     inventory = Inventory(([(node.name, data) for node in nodes], {}))
     for node in nodes:
         host = inventory.get_host(node.name)
@@ -50,6 +55,14 @@ def immediate_state(
         state.set_stage(stage)
     state.is_executing = True
     return state
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's limit of open files, as far as it may, for runs on many nodes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def groups(inventory_file: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:

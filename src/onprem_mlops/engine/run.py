@@ -44,7 +44,7 @@ from onprem_mlops.steps import Context, KnownLater, Pending
 
 MakeContext = Callable[[PlannedStep, Node], Context[Any]]
 
-LOCK = "/run/lock/onprem-mlops"
+LOCK = "/run/onprem-mlops.lock"
 """The lock on each node that a deploy holds as long as its shell there lives."""
 
 LOCK_WAIT_SECONDS = 300
@@ -171,7 +171,8 @@ class Run:
         quoted = shlex.quote(json.dumps(me))
         for attempt in range(LOCK_WAIT_SECONDS):
             got = connection.hold(
-                f"exec 9>>{LOCK}; if flock -n 9; then printf %s {quoted} >{LOCK}; echo mine; else cat {LOCK}; fi"
+                f"exec 9>>{LOCK}; if flock -n 9; then printf %s {quoted} >{LOCK}; echo mine; else cat {LOCK}; fi",
+                expect="mine",
             )
             if got.text.strip() == "mine":
                 return

@@ -24,7 +24,7 @@ def images(*references: str) -> Iterator[Command]:
     if missing:
         pulls = " ".join(shlex.quote(one) for one in missing)
         fetch = f"for one in {pulls}; do crictl --timeout 600s pull $one & done; wait"
-        yield Command(f"systemd-run --quiet --collect --nice=5 sh -c {shlex.quote(fetch)}")
+        yield Command(f"systemd-run --quiet --collect sh -c {shlex.quote(fetch)}")
 
 
 @operation
