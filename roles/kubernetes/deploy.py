@@ -11,7 +11,7 @@ from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, containers, files, kubeadm, kubectl, rules, shell, systemd
 from onprem_mlops.engine.operations.kubeadm import Admission
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.roles import Context, removal, step
+from onprem_mlops.roles import Context, KnownLater, removal, step
 from onprem_mlops.site import Hidden
 from onprem_mlops.site.safe_file import write_atomically
 
@@ -68,6 +68,8 @@ def prepare(ctx: Context[Settings]) -> None:
     kubelet = ctx.render("kubelet.yaml.j2", cgroup_driver=driver, ciphers=CIPHERS)
     files.content("kubelet configuration", f"{KUBELET}/10-onprem-mlops.conf", kubelet)
     files.content("kubelet service", UNIT, ctx.render("kubelet.service.j2", folder=KUBELET))
+    # Before there is a cluster its condition keeps it down; after a power cut in the middle of an init it goes on.
+    systemd.service("kubelet starts at boot", "kubelet.service")
     if _is_plane(ctx):
         _endpoint(ctx)
 
@@ -226,8 +228,10 @@ def join(ctx: Context[Settings], state: dict[str, str], admission: dict[str, Adm
 
 
 @step(on=ON, after=("join_control_plane", "join"))
-def settled(ctx: Context[Settings]) -> bool:
+def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
     """The node runs with the configuration on disk. Returns whether its kubelet has a serving certificate."""
+    if ctx.planning and state.get(ctx.node.name) in ("nothing", "partial"):
+        raise KnownLater("kubernetes.join")
     if _is_plane(ctx):
         with _one_at_a_time:
             kubeadm.api_certificate("names of the API server", CONFIG, ctx.settings.certificate_names(ctx.site))
