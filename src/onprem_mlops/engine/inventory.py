@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def immediate_state(
     """A pyinfra state in immediate mode: an operation that is called is an operation that is done."""
     if not nodes:
         raise RequestError("the run covers no node")
+    # Failures reach people as our events; pyinfra's own lines about them would say everything twice.
+    logging.getLogger("pyinfra").addHandler(logging.NullHandler())
+    logging.getLogger("pyinfra").propagate = False
     _allow_files(len(nodes) * FILES_PER_NODE + 200)
     inventory = Inventory(([(node.name, data) for node in nodes], {}))
     for node in nodes:

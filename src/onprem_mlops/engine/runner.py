@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -42,6 +43,7 @@ class NodeRunner:
         self._listener = listener
         self._planning = planning
         self._remembered: dict[Any, Any] = {}
+        self._to_be_written: set[str] = set()
         self._step = ""
         self._purpose = ""
         self._executed = 0
@@ -62,6 +64,15 @@ class NodeRunner:
         return self._remembered[key]
 
     def _read(self, host: Host, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A fact. In a plan, a file that the plan would write counts as just written: its service would restart."""
+        if kind is NewestChange and not self._to_be_written.isdisjoint(kwargs["paths"]):
+            return time.time()
+        value = self._as_it_is(host, kind, args, kwargs)
+        if kind is Unit and any(_belongs(path, kwargs["unit"]) for path in self._to_be_written):
+            return replace(value, stale=True)
+        return value
+
+    def _as_it_is(self, host: Host, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name, doing = str(kind.__name__), self._purpose or "reading facts"
         if issubclass(kind, Reading) and not args:
             try:
@@ -98,6 +109,7 @@ class NodeRunner:
         started = time.monotonic()
         if self._planning:
             commands, stdout = list(generator(*args, **kwargs)), ""
+            self._to_be_written |= {one.diff.path for one in commands if isinstance(one, Command) and one.diff}
         else:
             commands, stdout = self._execute(operation, purpose, args, kwargs)
         if commands:
@@ -141,3 +153,9 @@ class NodeRunner:
                 diffs=change.diffs,
             )
         )
+
+
+def _belongs(path: str, unit: str) -> bool:
+    """Whether a file is a unit's own, or one of its drop-ins."""
+    own = f"/etc/systemd/system/{unit}"
+    return path == own or path.startswith(f"{own}.d/")

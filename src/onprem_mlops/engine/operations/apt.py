@@ -39,7 +39,12 @@ _FORGET = (
 def _repair() -> Iterator[Command]:
     # A transaction that was cut off (a reboot in the middle) leaves packages half configured; apt refuses to go on.
     if host.get_fact(Probe, command='[ -z "$(dpkg --audit)" ]').status == 1:
-        yield Command("DEBIAN_FRONTEND=noninteractive dpkg --configure -a --force-confold")
+        yield Command(
+            "until said=$(DEBIAN_FRONTEND=noninteractive dpkg --configure -a --force-confold 2>&1); do "
+            # dpkg has no option to wait for its lock; whoever holds it may be the one who is not done yet.
+            'case $said in *lock*) sleep 2;; *) echo "$said" >&2; exit 1;; esac; done',
+            timeout=600,
+        )
 
 
 @operation

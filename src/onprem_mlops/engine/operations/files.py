@@ -193,5 +193,6 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
         f"&& echo '{source.sha256}  '{temporary} | sha256sum -c --quiet - "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
-        f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}"
+        f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}",
+        diff=checksums(path, now, source),
     )
