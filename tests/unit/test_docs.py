@@ -117,6 +117,13 @@ def test_every_variable_is_documented() -> None:
     assert {one for one in re.findall(r"\bMLOPS_[A-Z_]+\b", code) if f"`{one}`" not in described} == set()
 
 
+def test_the_lock_of_nodes_is_where_the_pages_say() -> None:
+    lock = re.search(r'^LOCK = "(.+)"$', (REPOSITORY / "src/onprem_mlops/engine/run.py").read_text(), re.MULTILINE)
+    assert lock
+    for page in ("docs/architecture.md", "docs/how-to/when-a-run-fails.md"):
+        assert f"`{lock[1]}`" in _text(Path(page))
+
+
 def test_the_example_of_a_role_works(tmp_path: Path) -> None:
     role = tmp_path / "roles" / "notice"
     example = re.findall(r"^`([\w./]+)`\n```\w+\n(.*?)^```$", ADD_A_ROLE.read_text(), re.DOTALL | re.MULTILINE)
