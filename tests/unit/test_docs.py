@@ -25,6 +25,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "roles/**/*.md", "artifacts/*.md")
     for path in REPOSITORY.glob(pattern)
 )
+COMMANDS: Any = typer.main.get_command(app)
 ADD_A_ROLE = REPOSITORY / "docs" / "how-to" / "add-a-role.md"
 
 
@@ -64,7 +65,7 @@ def _calls(text: str) -> Iterator[list[str]]:
 
 def _resolved(words: list[str]) -> tuple[str, Any, list[str]]:
     """The command that a call names, with the rest of its words."""
-    found: Any = typer.main.get_command(app)
+    found = COMMANDS
     path: list[str] = []
     while words and hasattr(found, "commands"):
         assert words[0] in found.commands, f"no command {' '.join([*path, words[0]])}"
