@@ -15,7 +15,7 @@ import secrets
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -79,16 +79,29 @@ class Cluster:
             ) from None
         return cls(server, name, site.names, authority, chain)
 
-    def require(self) -> None:
-        """NotChecked if the API does not answer."""
+    def require(self, others: Iterable[str] = ()) -> None:
+        """NotChecked if the API does not answer at its endpoint, nor at any of the other addresses.
+
+        Where the endpoint is down, a control plane's own address serves: what else is wrong must still be seen.
+        """
+        problem = self._why_silent()
+        for address in others if problem else ():
+            endpoint, self._address = self._address, address
+            if not self._why_silent():
+                return
+            self._address = endpoint
+        if problem:
+            raise NotChecked(problem)
+
+    def _why_silent(self) -> str:
+        self._connection = None
         try:
             answer = self.request("GET", "/livez")
         except OSError as error:
-            raise NotChecked(f"the Kubernetes API at {self.server} does not answer: {error}") from None
-        if answer.status != 200:
-            raise NotChecked(
-                f"the Kubernetes API at {self.server} is not live: HTTP {answer.status} {answer.text[:200]}"
-            )
+            return f"the Kubernetes API at {self.server} does not answer: {error}"
+        if answer.status == 200:
+            return ""
+        return f"the Kubernetes API at {self.server} is not live: HTTP {answer.status} {answer.text[:200]}"
 
     def request(
         self,

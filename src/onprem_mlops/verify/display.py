@@ -21,6 +21,7 @@ COLUMNS = 8
 
 _SIGNS: dict[Outcome, tuple[str, str]] = {"failed": ("✘", "red"), "not_checked": ("?", "yellow")}
 _MESSAGE_LINES = 12
+_TOGETHER = 5
 
 
 class VerifyDisplay:
@@ -70,8 +71,13 @@ class VerifyDisplay:
 def show(result: VerifyResult, to: Console) -> None:
     """Print the table, what is wrong, and the sum."""
     to.print(_table(result))
-    for check in result.of("failed", "not_checked"):
+    for check in result.of("failed"):
         _show_check(check, to)
+    causes: dict[tuple[str, str], list[Check]] = {}
+    for check in result.of("not_checked"):
+        causes.setdefault((check.message, check.advice), []).append(check)
+    for together in causes.values():
+        _show_not_checked(together, to)
     _show_sum(result, to)
 
 
@@ -107,11 +113,25 @@ def _cell(result: VerifyResult, role: str, nodes: Sequence[str]) -> str:
     return " ".join(parts) or "[dim]does not apply[/dim]"
 
 
+def _show_not_checked(checks: Sequence[Check], to: Console) -> None:
+    """Checks that one cause kept from being made: the cause once."""
+    sign, colour = _SIGNS["not_checked"]
+    to.print()
+    for check in checks[:_TOGETHER]:
+        to.print(f"[{colour}]{sign} {check.role} {check.where}[/{colour}] {escape(check.name)}", soft_wrap=True)
+    if len(checks) > _TOGETHER:
+        to.print(f"[{colour}]{sign}[/{colour}] … and {len(checks) - _TOGETHER} more")
+    _show_message(checks[0], to)
+
+
 def _show_check(check: Check, to: Console) -> None:
     sign, colour = _SIGNS[check.outcome]
-    to.print(
-        f"\n[{colour}]{sign} {check.role} {check.where}[/{colour}] [bold]{escape(check.name)}[/bold]", soft_wrap=True
-    )
+    title = f"[{colour}]{sign} {check.role} {check.where}[/{colour}] [bold]{escape(check.name)}[/bold]"
+    to.print(f"\n{title}", soft_wrap=True)
+    _show_message(check, to)
+
+
+def _show_message(check: Check, to: Console) -> None:
     lines = check.message.splitlines()
     for line in lines[:_MESSAGE_LINES]:
         to.print(f"  {escape(line)}", soft_wrap=True)

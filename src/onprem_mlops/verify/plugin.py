@@ -87,7 +87,7 @@ class VerifyPlugin:
     def cluster(self) -> Cluster:
         """The Kubernetes API with the administrator's kubeconfig. NotChecked if it does not answer."""
         cluster = Cluster.of_site(self._site)
-        cluster.require()
+        cluster.require(str(node.address) for node in self._site.in_group("control_plane"))
         return cluster
 
     # Which checks this worker makes
