@@ -13,7 +13,7 @@ from pyinfra.api.facts import get_fact
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from onprem_mlops.engine.facts import Reading
+from onprem_mlops.engine.facts import NewestChange, Reading, Unit
 from onprem_mlops.engine.operation import Command, Outcome
 from onprem_mlops.engine.results import Change
 from onprem_mlops.events import Diff, Listener, OperationDone, OperationStarted

@@ -196,3 +196,8 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}",
         diff=checksums(path, now, source),
     )
+
+
+def checksums(path: str, now: FileState, source: PublishedFile) -> Diff:
+    """What changes when a file of the store replaces another: its checksum."""
+    return Diff(path, f"sha256 {now.sha256}\n" if now.sha256 else None, f"sha256 {source.sha256}\n")

@@ -23,6 +23,7 @@ from pyinfra.context import host
 from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.engine.facts import File, FileState, Probe
 from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.engine.operations.files import checksums
 from onprem_mlops.engine.operations.guard import endpoint_of, output
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
@@ -263,5 +264,6 @@ def installed(path: str, source: PublishedFile, *, root: str, mode: str = "755")
     yield Command(
         f"cp --no-preserve=all {shlex.quote(f'{root}/current/{source.path}')} {temporary} "
         f"&& echo '{source.sha256}  '{temporary} | sha256sum -c --quiet - "
-        f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target}"
+        f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target}",
+        diff=checksums(path, now, source),
     )
