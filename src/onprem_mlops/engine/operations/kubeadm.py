@@ -33,11 +33,12 @@ _INIT_STATE = f"""\
 else
   case "$(api {_CODE} {_LAST})" in
     200) echo complete ;;
-    404) echo partial ;;
+    403 | 404) echo partial ;;
     *) echo silent ;;
   esac
 fi"""
-"""nothing · begun: without a database, so nothing can be lost · partial: the API runs, the end is missing ·
+"""nothing · begun: without a database, so nothing can be lost · partial: the API runs, the end is missing (403: it does
+not know its administrators yet) ·
 complete · silent: there is a database but no API answers (starting, or killed before it could)."""
 
 _RESET = "kubeadm reset --force --cri-socket unix:///run/containerd/containerd.sock"
