@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -240,20 +240,23 @@ def test_etcd_members(site: Site, nodes: Nodes) -> None:
         assert all(one["health"] for one in health), f"{plane.name}: {health}"
 
 
-def test_etcd_disk_is_fast(site: Site, nodes: Nodes, settings: Settings) -> None:
+def test_etcd_disk_is_fast(
+    site: Site, nodes: Nodes, settings: Settings, record_property: Callable[[str, object], None]
+) -> None:
     """etcd's disk is fast enough: 99 of 100 writes are on it within the limit.
 
     A slower disk makes the control plane lose its leader under load. Give /var/lib/etcd an SSD of its own.
     """
     limit = settings.etcd_fsync_p99_ms
-    slow = []
+    measured = {}
     for plane in _planes(site, nodes):
         metrics = plane.run("curl -sS --max-time 5 http://127.0.0.1:2381/metrics")
         if metrics.rc != 0:
             raise NotChecked(f"{plane.name}: etcd does not say how fast its disk is: {metrics.stderr.strip()}")
-        p99 = _quantile_ms(metrics.stdout, "etcd_disk_wal_fsync_duration_seconds", 0.99)
-        slow += [f"{plane.name}: {p99:.1f} ms"] if p99 > limit else []
-    assert not slow, f"99th percentile of WAL fsync: {'; '.join(slow)}; the limit is {limit:g} ms"
+        measured[plane.name] = _quantile_ms(metrics.stdout, "etcd_disk_wal_fsync_duration_seconds", 0.99)
+    shown = ", ".join(f"{name} {p99:.1f} ms" for name, p99 in measured.items())
+    assert max(measured.values()) <= limit, f"99th percentile of WAL fsync: {shown}; the limit is {limit:g} ms"
+    record_property("found", f"99th percentile of WAL fsync: {shown}; the limit is {limit:g} ms")
 
 
 def _quantile_ms(metrics: str, name: str, quantile: float) -> float:

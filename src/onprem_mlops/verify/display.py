@@ -71,6 +71,9 @@ class VerifyDisplay:
 def show(result: VerifyResult, to: Console) -> None:
     """Print the table, what is wrong, and the sum."""
     to.print(_table(result))
+    for check in result.of("passed"):
+        if check.message:
+            to.print(f"[dim]{check.role}: {escape(check.name)}: {escape(check.message)}[/dim]", soft_wrap=True)
     for check in result.of("failed"):
         _show_check(check, to)
     causes: dict[tuple[str, str], list[Check]] = {}

@@ -30,7 +30,7 @@ class Check:
     name: str
     outcome: Outcome
     message: str = ""
-    """What was found where something else was expected; why it was not checked or does not apply."""
+    """What was found where something else was expected; why it was not checked or does not apply; what was measured."""
     advice: str = ""
     seconds: float = 0.0
     controls: tuple[str, ...] = ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,19 +44,21 @@ def verify(
     started, clock = time.time(), time.monotonic()
     request = {"inventory": str(site.folder.absolute()), "workers": workers, "units": [_plain(unit) for unit in units]}
     checks: list[Check] = []
-    for message in _messages(json.dumps(request)):
-        on_message(message)
-        match message["kind"]:
-            case "check":
-                checks.append(_check(message))
-            case "broken":
-                checks.append(_broken(message))
-            case "refused":
-                raise MlopsError(message["message"], message["advice"])
+    # Closed at once, whatever ends the loop: workers must not outlive a person's Ctrl-C.
+    with contextlib.closing(_messages(json.dumps(request))) as messages:
+        for message in messages:
+            on_message(message)
+            match message["kind"]:
+                case "check":
+                    checks.append(_check(message))
+                case "broken":
+                    checks.append(_broken(message))
+                case "refused":
+                    raise MlopsError(message["message"], message["advice"])
     return VerifyResult(site.name, tuple(phases), started, round(time.monotonic() - clock, 3), tuple(checks))
 
 
-def _messages(request: str) -> Any:
+def _messages(request: str) -> Generator[dict[str, Any], None, None]:
     # A session of its own, so that Ctrl-C reaches the workers once and in an order we choose.
     process = subprocess.Popen(
         [sys.executable, "-m", "onprem_mlops.verify.session"],

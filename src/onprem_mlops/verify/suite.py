@@ -7,6 +7,7 @@ Every ``assert`` has a message that tells the node, what was found and what was 
 
 Fixtures: ``node`` (NodeHost), ``nodes`` (all by name), ``site``, ``settings`` (of the role), ``controller``
 (Controller), ``cluster`` (Cluster), ``versions`` (of the catalogue's artifacts).
+``record_property("found", …)`` tells what a check that holds has measured.
 Markers: ``on(*groups)``, ``controls(*names)``, ``limit(seconds)``.
 """
 

@@ -20,8 +20,9 @@ def test_every_end_of_a_check_is_told_apart(make_site: MakeSite) -> None:
             "front": (
                 "web",
                 '''
-                def test_good(site):
+                def test_good(site, record_property):
                     """It holds."""
+                    record_property("found", "7 ms")
                     assert site.name == "t-unit", "no"
 
                 @pytest.mark.controls("CIS 1.1", "CIS 1.2")
@@ -78,6 +79,7 @@ def test_every_end_of_a_check_is_told_apart(make_site: MakeSite) -> None:
         "It is asked for each port [80]": "passed",
         "It is asked for each port [443]": "passed",
     }
+    assert checks["It holds"].message == "7 ms"
     bad = checks["It does not hold"]
     assert (bad.role, bad.node, bad.message) == ("front", "", "found 1, expected 2")
     assert bad.advice == "Turn it on again."
