@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from onprem_mlops.engine.operations import apt, files, network, systemd
+from onprem_mlops.engine.operations import apt, files, network, shell, systemd
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import ALL, Context, removal, step
 from roles.firewall.settings import Settings, rule
@@ -27,9 +27,14 @@ def rules(ctx: Context[Settings]) -> None:
 @removal(on=ALL)
 def remove(ctx: Context[Settings]) -> None:
     """No table, no file; nftables as Debian ships it, or gone if this role brought it."""
-    systemd.service("no packet filter at boot", "nftables.service", enabled=False, running=False)
+    systemd.gone("no packet filter at boot", "nftables.service")
     network.no_ruleset("no packet filter", ctx.settings.path, ctx.settings.table)
     files.absent("nftables' own start and stop", UNIT)
+    shell.run(
+        "nftables' own start and stop are known again",
+        "systemctl daemon-reload",
+        unless='[ "$(systemctl show -P NeedDaemonReload nftables.service)" != yes ]',
+    )
     apt.purged("nftables, if it came with this role", "nftables")
 
 
