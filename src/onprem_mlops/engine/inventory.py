@@ -12,30 +12,13 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.base import BaseConnector
 
+from onprem_mlops.endpoint import endpoint as endpoint
 from onprem_mlops.engine.connector import ENDPOINT, FramedConnector
 from onprem_mlops.errors import RequestError
-from onprem_mlops.shell import Endpoint
 from onprem_mlops.site import Node, Site, load_site
 
 FILES_PER_NODE = 6
 """A socket, and two pipes that wake a waiting command."""
-
-
-def endpoint(site: Site, node: Node) -> Endpoint:
-    """Where and as whom a node is reached. Raises RequestError if its host key is not known yet."""
-    if node.host_key is None:
-        raise RequestError(
-            f"node {node.name} has no host key yet", "A lab's keys are made by its first `./mlops lab up`."
-        )
-    return Endpoint(
-        name=node.name,
-        address=str(node.address),
-        port=site.ssh.port,
-        user=site.ssh.user,
-        key=site.ssh.key,
-        host_key=node.host_key,
-        sudo=site.ssh.sudo,
-    )
 
 
 def immediate_state(
