@@ -54,6 +54,9 @@ def run(arguments: list[str] | None = None) -> int:
         # Problems of a site file stand alone on their lines, so that editors and scripts find path:line:column.
         _show(error.message, error.advice, label=not hasattr(error, "problems"))
         return error.exit_code
+    except typer.Abort:
+        _show("stopped: a question was not answered; nothing was touched", "Answer it, or give its option.")
+        return Interrupted.exit_code
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
