@@ -318,7 +318,9 @@ def remove(ctx: Context[Settings]) -> None:
         containers.emptied("the cluster's database", "/var/lib/etcd")
     systemd.reloaded("systemd forgets the units")
     apt.purged("packages of this role", *PACKAGES)
-    _forget_kubeconfig(ctx)
+    if ctx.node.name == ctx.nodes(CONTROL_PLANE)[0].name:
+        # Only with the first control plane: whoever takes one node off still needs it to tell the cluster.
+        _forget_kubeconfig(ctx)
 
 
 def _remove_endpoint(ctx: Context[Settings]) -> None:

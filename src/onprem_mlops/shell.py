@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import secrets
 import select
 import shlex
@@ -22,6 +23,10 @@ from typing import BinaryIO
 import paramiko
 
 from onprem_mlops.errors import MlopsError, RequestError
+
+# A broken connection reaches people as Unreachable; paramiko's own thread would print its traceback beside it.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
 
 CONNECT_SECONDS = 10.0
 """How long a node may take to answer before it counts as unreachable."""

@@ -133,10 +133,13 @@ class Deploying:
     def events(self) -> Iterator[dict[str, Any]]:
         """Events as they happen, until the run ends."""
         with self._log.open() as file:
+            line = ""
             while True:
-                line = file.readline()
+                # A line may be read while it is being written: what is there of it is kept.
+                line += file.readline()
                 if line.endswith("\n"):
                     yield json.loads(line)
+                    line = ""
                 elif self.process.poll() is not None:
                     return
                 else:

@@ -67,7 +67,7 @@ def test_a_converged_site_has_an_empty_plan_and_deploys_nothing(site: TestSite, 
 
 def test_a_deploy_does_exactly_what_the_plan_showed(site: TestSite, killed_at: list[str]) -> None:
     site.on("w1", "sysctl -w net.ipv4.ip_forward=0; rm /etc/crictl.yaml; systemctl stop containerd")
-    site.on("b1", "chmod 644 /etc/sudoers.d/*; echo '# drift' >>/etc/nftables.conf")
+    site.on("b1", "chmod 600 /etc/sysctl.d/90-onprem-mlops.conf; echo '# drift' >>/etc/nftables.conf")
     plan = site.json("plan", "infrastructure")
     shown = sorted((step["step"], step["node"], name) for step in plan["steps"] for name in step["changed"])
     assert {node for _, node, _ in shown} == {"w1", "b1"}
@@ -78,11 +78,11 @@ def test_a_deploy_does_exactly_what_the_plan_showed(site: TestSite, killed_at: l
 
 
 def test_dry_run_equals_plan(site: TestSite, killed_at: list[str]) -> None:
-    site.on("b1", "chmod 600 /etc/hosts")
+    site.on("b1", "chmod 600 /etc/sysctl.d/90-onprem-mlops.conf")
     plan, dry = site.json("plan", "infrastructure"), site.json("deploy", "infrastructure", "--dry-run")
     changed = [[step["changed"] for step in result["steps"] if step["changed"]] for result in (plan, dry)]
     assert changed[0] == changed[1] != []
-    assert site.on("b1", "stat -c %a /etc/hosts") == "600"
+    assert site.on("b1", "stat -c %a /etc/sysctl.d/90-onprem-mlops.conf") == "600"
     site.run("deploy", "infrastructure", "--node", "b1").must()
 
 
@@ -102,7 +102,7 @@ def test_interrupting_says_how_to_go_on(site: TestSite, killed_at: list[str]) ->
 
 
 def test_an_unreachable_node_is_named_and_the_others_finish(site: TestSite, killed_at: list[str]) -> None:
-    site.on("b1", "chmod 600 /etc/hosts")
+    site.on("b1", "chmod 600 /etc/sysctl.d/90-onprem-mlops.conf")
     lab.power_cut(site.spec, "w1")
     try:
         result = site.json("deploy", "infrastructure", code=1)
@@ -118,7 +118,7 @@ def test_an_unreachable_node_is_named_and_the_others_finish(site: TestSite, kill
 def test_a_wrong_host_key_is_refused_before_anything_is_touched(site: TestSite, killed_at: list[str]) -> None:
     public = site_state(site.name) / "ssh" / "host_keys" / "w1.pub"
     right = public.read_text()
-    site.on("b1", "chmod 600 /etc/hosts")
+    site.on("b1", "chmod 600 /etc/sysctl.d/90-onprem-mlops.conf")
     public.write_text((site_state(site.name) / "ssh" / "host_keys" / "b1.pub").read_text().replace("b1", "w1"))
     try:
         # Two nodes with the same key are an error of the site file, so b1 takes part in the swap.
@@ -130,7 +130,7 @@ def test_a_wrong_host_key_is_refused_before_anything_is_touched(site: TestSite, 
     finally:
         public.write_text(right)
     assert "host key is not the pinned one; refused" in refused.output
-    assert site.on("b1", "stat -c %a /etc/hosts") == "600"
+    assert site.on("b1", "stat -c %a /etc/sysctl.d/90-onprem-mlops.conf") == "600"
     site.run("deploy", "infrastructure", "--node", "b1").must()
 
 
@@ -194,7 +194,7 @@ def test_a_slow_and_lossy_network(site: TestSite, killed_at: list[str]) -> None:
 
 
 def test_plain_pyinfra_lays_down_the_same(site: TestSite, killed_at: list[str]) -> None:
-    site.on("b1", "chmod 600 /etc/hosts")
+    site.on("b1", "chmod 600 /etc/sysctl.d/90-onprem-mlops.conf")
     pyinfra = REPOSITORY / ".venv" / "bin" / "pyinfra"
     done = subprocess.run(
         [str(pyinfra), "-y", str(site.folder / "inventory.py"), str(REPOSITORY / "deploys" / "infrastructure.py")],
@@ -204,7 +204,7 @@ def test_plain_pyinfra_lays_down_the_same(site: TestSite, killed_at: list[str]) 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert site.on("b1", "stat -c %a /etc/hosts") == "644"
+    assert site.on("b1", "stat -c %a /etc/sysctl.d/90-onprem-mlops.conf") == "644"
     assert site.json("plan", "infrastructure")["changed"] == 0
 
 

@@ -38,7 +38,6 @@ class MirrorEntry(_Result):
 class MirrorList(_Result):
     """`mlops mirror list --json`."""
 
-    schema_version: Literal["onprem-mlops/mirror-list/1"] = "onprem-mlops/mirror-list/1"
     store: str
     artifacts: tuple[MirrorEntry, ...]
 
@@ -46,7 +45,6 @@ class MirrorList(_Result):
 class MirrorBuild(_Result):
     """`mlops mirror build --json`."""
 
-    schema_version: Literal["onprem-mlops/mirror-build/1"] = "onprem-mlops/mirror-build/1"
     store: str
     seconds: float
     made: tuple[str, ...]
@@ -57,7 +55,6 @@ class MirrorBuild(_Result):
 class MirrorVerify(_Result):
     """`mlops mirror verify --json`."""
 
-    schema_version: Literal["onprem-mlops/mirror-verify/1"] = "onprem-mlops/mirror-verify/1"
     store: str
     seconds: float
     checked: int = Field(description="files, each read in full")

@@ -329,7 +329,7 @@ def test_build_list_and_verify_can_be_written_as_json(bench: Bench, upstream: Si
     bench.add("absent", upstream.release("absent", b"absent"), default=False)
     store = bench.store()
     built = json.loads(mirror_build(store=store).model_dump_json())
-    assert (built["schema_version"], built["made"]) == ("onprem-mlops/mirror-build/1", ["tool"])
+    assert built["made"] == ["tool"]
     listed = mirror_list(store=store)
     assert {entry.name: entry.state for entry in listed.artifacts} == {"tool": "there", "absent": "missing"}
     assert json.loads(mirror_verify(store=store).model_dump_json())["checked"] == 1
