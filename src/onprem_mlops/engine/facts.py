@@ -79,6 +79,10 @@ class FileState:
     target: str = ""
 
 
+SHA256 = "{ if command -v openssl >/dev/null; then openssl dgst -sha256 -r; else sha256sum; fi; }"
+"""Shell: the checksum of standard input, for what is large. openssl uses the processor's instructions for it, at a
+seventh of the time; it is slower to start."""
+
 _KINDS = {
     "regular file": "file",
     "regular empty file": "file",
@@ -95,9 +99,8 @@ class File(Reading[FileState]):
         return (
             f"if stat -c '%F|%a|%U|%G|%s' {quoted} 2>/dev/null; then "
             f"if [ -h {quoted} ]; then readlink {quoted}; "
-            # openssl uses the processor's instructions for it: five times faster, where that matters.
-            f"elif [ -f {quoted} ]; then if [ $(stat -c %s {quoted}) -gt 1000000 ] && command -v openssl >/dev/null; "
-            f"then openssl dgst -sha256 -r <{quoted}; else sha256sum <{quoted}; fi; fi; fi"
+            f"elif [ -f {quoted} ]; then if [ $(stat -c %s {quoted}) -gt 1000000 ]; "
+            f"then {SHA256} <{quoted}; else sha256sum <{quoted}; fi; fi; fi"
         )
 
     def process(self, output: Iterable[str]) -> FileState:

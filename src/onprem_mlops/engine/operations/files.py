@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pyinfra.context import host
 
-from onprem_mlops.engine.facts import File, FileState, FileText
+from onprem_mlops.engine.facts import SHA256, File, FileState, FileText
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.events import Diff
 from onprem_mlops.site import Hidden
@@ -191,11 +191,16 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         f"mkdir -p {shlex.quote(_parent(path))} && rm -f {temporary} "
         f"&& curl --fail --silent --show-error --retry 3 --retry-connrefused --connect-timeout 10 --max-time 900 "
         f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
-        f"&& echo '{source.sha256}  '{temporary} | sha256sum -c --quiet - "
+        f"&& {is_checksum(source.sha256, temporary)} "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
         f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}",
         diff=checksums(path, now, source),
     )
+
+
+def is_checksum(wanted: str, path: str) -> str:
+    """Shell: whether the file at a (quoted) path has this checksum."""
+    return f'sum=$({SHA256} <{path}) && [ "${{sum%% *}}" = {wanted} ]'
 
 
 def checksums(path: str, now: FileState, source: PublishedFile) -> Diff:

@@ -21,9 +21,9 @@ from pyinfra.connectors.util import CommandOutput
 from pyinfra.context import host
 
 from onprem_mlops.artifacts.manifest import TreeFile
-from onprem_mlops.engine.facts import File, FileState, Probe
+from onprem_mlops.engine.facts import SHA256, File, FileState, Probe
 from onprem_mlops.engine.operation import Command, operation
-from onprem_mlops.engine.operations.files import checksums
+from onprem_mlops.engine.operations.files import checksums, is_checksum
 from onprem_mlops.engine.operations.guard import endpoint_of, output
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
@@ -198,24 +198,26 @@ _CHECK = (
 )
 
 
+def _checked(which: str, check: str = _CHECK) -> str:
+    """Shell: check the received files that `find` selects with `which`; large ones with what is fast for those."""
+    each = f"find . -type f {which} %s -printf '%%P\\0' | xargs -0 -r -P 2 -n %d sh -c %s _"
+    fast = check.replace("sha256sum", SHA256)
+    return f"{each}\n{each}" % ("-size +1M", 1, shlex.quote(fast), "! -size +1M", 16, shlex.quote(check))
+
+
 def _receive(root: str) -> str:
     """Shell: take a tar of `<sha256>.part` files, keep those whose content is what their name says."""
     incoming = shlex.quote(f"{root}/incoming")
     return (
         f"set -e; umask 022; mkdir -p {incoming}; cd {incoming}; exec 8>../lock; flock 8; rm -f -- *.part\n"
-        "tar -x -m --no-same-owner -f -\n"
-        f"find . -name '*.part' -printf '%P\\0' | xargs -0 -r -P 2 -n 4 sh -c {shlex.quote(_CHECK)} _"
+        "tar -x -m --no-same-owner -f -\n" + _checked("-name '*.part'")
     )
 
 
 def _recheck(root: str) -> Command:
     # Checked when they arrived, but a power cut since then may have kept the name and lost the content.
-    check = _CHECK.replace("exit 1; ", "")
-    return Command(
-        f"cd {shlex.quote(root + '/incoming')} && find . -type f ! -name '*.part' -printf '%P\\0' "
-        f"| xargs -0 -r -P 2 -n 4 sh -c {shlex.quote(check)} _",
-        timeout=1800,
-    )
+    check = _checked("! -name '*.part'", _CHECK.replace("exit 1; ", ""))
+    return Command(f"cd {shlex.quote(root + '/incoming')} || exit 1\n{check}", timeout=1800)
 
 
 def _assemble(root: str, identity: str, files: Sequence[TreeFile], now: _OnNode, wanted: str) -> Command:
@@ -263,7 +265,7 @@ def installed(path: str, source: PublishedFile, *, root: str, mode: str = "755")
     temporary, target = shlex.quote(f"{path}.mlops-new"), shlex.quote(path)
     yield Command(
         f"cp --no-preserve=all {shlex.quote(f'{root}/current/{source.path}')} {temporary} "
-        f"&& echo '{source.sha256}  '{temporary} | sha256sum -c --quiet - "
+        f"&& {is_checksum(source.sha256, temporary)} "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target}",
         diff=checksums(path, now, source),
     )
