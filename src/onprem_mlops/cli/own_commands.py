@@ -127,4 +127,6 @@ def bench(context: typer.Context, name: Annotated[str, typer.Argument(help="A fi
         known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py") if not path.stem.startswith("_")))
         raise RequestError(f"there is no measurement {name!r}", f"There are: {known}.")
     command = [sys.executable, "-m", f"bench.{name}", *_after_dashes(context)]
-    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+    # Become it, so that Ctrl-C is its own to clean up after.
+    os.chdir(REPOSITORY)
+    os.execv(command[0], command)
