@@ -88,8 +88,10 @@ def test_dry_run_equals_plan(site: TestSite, killed_at: list[str]) -> None:
 
 def test_two_deploys_at_once(site: TestSite, killed_at: list[str]) -> None:
     first = site.deploying()
+    first.process.send_signal(signal.SIGSTOP)
     second = site.run("deploy", "infrastructure").must(2)
     assert f"(process {first.process.pid})" in second.output
+    first.process.send_signal(signal.SIGCONT)
     first.wait().must()
 
 

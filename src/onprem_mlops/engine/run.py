@@ -237,12 +237,21 @@ class Run:
     def _blocked(self, planned: PlannedStep, node: Node) -> str | None:
         for need in sorted(planned.after):
             progress = self._progress[need]
-            if progress.settled and not progress.usable:
+            if progress.settled and not progress.usable and not self._dispensable(progress, planned):
                 return f"it needs {need}, which did not run"
         for need in sorted(planned.here):
             if node.name in self._progress[need].missed:
                 return f"it needs {need} on the same node"
         return None
+
+    def _dispensable(self, progress: _Progress, planned: PlannedStep) -> bool:
+        """Whether a step that ran nowhere, since all its nodes are lost, need not keep those that only come after it.
+
+        A worker that is off keeps no other node waiting for its join; the one mirror that is off does.
+        """
+        step = progress.planned.step
+        wanted = progress.planned.role is planned.role and step.name in planned.step.inputs
+        return step.only is None and not wanted and progress.missed.keys() <= self.result.unreachable.keys()
 
     def _ready(self, planned: PlannedStep, node: Node) -> bool:
         return all(self._progress[need].settled for need in planned.after) and all(
