@@ -19,6 +19,9 @@ pytestmark = pytest.mark.lab
 
 KILLS = 25
 
+DANGEROUS = ("kubernetes.init", "kubernetes.join", "base packages", "certificate of the mirror", ": kubelet")
+"""Where a kill must have happened: kubeadm init and join, an apt transaction, a certificate, a download."""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
@@ -39,11 +42,12 @@ def killed_at(site: TestSite) -> list[str]:
             if event["kind"] != "operation_started":
                 continue
             seen += 1
-            dangerous = any(word in event["operation"] for word in ("init", "join", "certificate", "packages", "token"))
-            if seen >= stride or (dangerous and f"{event['node']} {event['operation']}" not in points):
+            point = f"{event['step']} on {event['node']}: {event['operation']}"
+            dangerous = any(word in point for word in DANGEROUS)
+            if seen >= stride or (dangerous and point not in points):
                 time.sleep(0.3)  # inside the operation, not before it
                 run.signal(signal.SIGKILL)
-                points.append(f"{event['node']} {event['operation']}")
+                points.append(point)
                 break
         else:
             run.wait().must()
@@ -52,7 +56,7 @@ def killed_at(site: TestSite) -> list[str]:
 
 def test_a_deploy_that_is_killed_again_and_again_ends_verified(site: TestSite, killed_at: list[str]) -> None:
     assert len(killed_at) >= KILLS, f"only {len(killed_at)} kills: {killed_at}"
-    for word in ("init", "join", "packages", "certificate"):
+    for word in DANGEROUS:
         assert any(word in point for point in killed_at), f"no kill inside {word}: {killed_at}"
     site.run("verify", "infrastructure").must()
 
@@ -179,7 +183,11 @@ def test_a_node_that_reboots_during_a_step(site: TestSite, killed_at: list[str])
     while time.monotonic() < deadline and "w1" not in site.run("status").output:
         time.sleep(1)
     site.run("deploy", "infrastructure").must()
-    site.run("verify", "infrastructure").must()
+    # The pods of a node that was away come back in their own time.
+    end = time.monotonic() + 180
+    while (verified := site.run("verify", "infrastructure")).code != 0 and time.monotonic() < end:
+        time.sleep(5)
+    verified.must()
 
 
 def test_a_slow_and_lossy_network(site: TestSite, killed_at: list[str]) -> None:
@@ -211,9 +219,8 @@ def test_plain_pyinfra_lays_down_the_same(site: TestSite, killed_at: list[str]) 
 
 
 def test_no_secret_is_in_the_logs_of_the_runs(site: TestSite, killed_at: list[str]) -> None:
-    shown = site.run("secrets", "show", "kubernetes").must().output
-    values = [word for line in shown.splitlines() for word in line.split() if len(word) >= 24]
-    assert values, shown
+    value = site.run("secrets", "show", "kubernetes", "encryption_key").must().output.strip()
+    assert len(value) >= 32
     logs = "".join(path.read_text() for path in Path(site_state(site.name), "runs").rglob("run.jsonl"))
-    assert not [value for value in values if value in logs]
+    assert value not in logs
     assert "PRIVATE KEY" not in logs

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.sites import TestSite, made
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.skip(reason="written, not yet run to its end on a quiet machine")]
 
 ROLES = ("network", "kubernetes", "containerd", "firewall", "mirror", "node")
 """In the order in which they are taken off: what needs others first."""
