@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import paramiko
+from paramiko.ssh_exception import NoValidConnectionsError
 
 from onprem_mlops.errors import MlopsError, RequestError
 
@@ -30,6 +31,9 @@ logging.getLogger("paramiko").propagate = False
 
 CONNECT_SECONDS = 10.0
 """How long a node may take to answer before it counts as unreachable."""
+
+REFUSED_SECONDS = 3.0
+"""How long a node may refuse connections before it counts as unreachable: its SSH server restarts within one."""
 
 KEEPALIVE_SECONDS = 15
 
@@ -99,18 +103,7 @@ class Connection:
         client.get_host_keys().add(address if port == 22 else f"[{address}]:{port}", algorithm, key)
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         try:
-            client.connect(
-                address,
-                port=port,
-                username=self.endpoint.user,
-                key_filename=str(self.endpoint.key),
-                allow_agent=False,
-                look_for_keys=False,
-                timeout=CONNECT_SECONDS,
-                banner_timeout=CONNECT_SECONDS * 2,
-                auth_timeout=CONNECT_SECONDS * 2,
-                transport_factory=_transport,
-            )
+            self._dial(client)
         except paramiko.BadHostKeyException as error:
             raise self._mismatch(error.key) from None
         except paramiko.AuthenticationException:
@@ -122,7 +115,7 @@ class Connection:
             if "not found in known_hosts" in str(error):
                 raise self._mismatch(None) from None
             raise Unreachable(
-                f"{self._who}: no SSH connection: {error or type(error).__name__}",
+                f"{self._who}: no SSH connection: {_reason(error)}",
                 "Check that the node is up and that nothing between keeps port "
                 f"{port} from this machine; then run the command again.",
             ) from None
@@ -130,6 +123,30 @@ class Connection:
         if transport is not None:
             transport.set_keepalive(KEEPALIVE_SECONDS)
         self._client = client
+
+    def _dial(self, client: paramiko.SSHClient) -> None:
+        """Connect; a node that refuses is asked again for some seconds, since its SSH server may be restarting."""
+        patience = time.monotonic() + REFUSED_SECONDS
+        while True:
+            try:
+                client.connect(
+                    self.endpoint.address,
+                    port=self.endpoint.port,
+                    username=self.endpoint.user,
+                    key_filename=str(self.endpoint.key),
+                    allow_agent=False,
+                    look_for_keys=False,
+                    timeout=CONNECT_SECONDS,
+                    banner_timeout=CONNECT_SECONDS * 2,
+                    auth_timeout=CONNECT_SECONDS * 2,
+                    transport_factory=_transport,
+                )
+                return
+            except NoValidConnectionsError as error:
+                refused = all(isinstance(one, ConnectionRefusedError) for one in error.errors.values())
+                if not refused or time.monotonic() > patience:
+                    raise
+            time.sleep(0.2)
 
     @property
     def _who(self) -> str:
@@ -239,6 +256,12 @@ class Connection:
             session.exec_command(self._privileged(f"kill -KILL -- -{group}"))
             session.recv_exit_status()
             session.close()
+
+
+def _reason(error: Exception) -> str:
+    """What kept a connection from standing. paramiko sums up what each address said and leaves that itself out."""
+    said = list(error.errors.values()) if isinstance(error, NoValidConnectionsError) else [error]
+    return "; ".join(str(one) or type(one).__name__ for one in said)
 
 
 def _transport(*arguments: Any, **options: Any) -> paramiko.Transport:

@@ -36,17 +36,20 @@ def service(
 
 
 def _run_state(unit: str, now: UnitState, configuration: tuple[str, ...], running: bool) -> Iterator[Command]:
-    show = f"systemctl status --no-pager --lines=20 {shlex.quote(unit)} >&2; exit 1"
+    name = shlex.quote(unit)
+    show = f"systemctl status --no-pager --lines=20 {name} >&2; exit 1"
+    # Deploys that follow each other closely must not run into systemd's limit of starts; its count begins anew.
+    anew = f"systemctl reset-failed {name} 2>/dev/null"
     if not running:
         if now.active in ("active", "activating", "reloading"):
-            yield Command(f"systemctl stop {shlex.quote(unit)}", timeout=300)
+            yield Command(f"systemctl stop {name}", timeout=300)
         return
     if now.active != "active":
-        yield Command(f"systemctl start {shlex.quote(unit)} || {{ {show}; }}", timeout=300)
+        yield Command(f"{anew}; systemctl start {name} || {{ {show}; }}", timeout=300)
         return
     changed = host.get_fact(NewestChange, paths=configuration) if configuration else 0.0
     if now.stale or changed > now.started:
-        yield Command(f"systemctl restart {shlex.quote(unit)} || {{ {show}; }}", timeout=300)
+        yield Command(f"{anew}; systemctl restart {name} || {{ {show}; }}", timeout=300)
 
 
 @operation
