@@ -32,7 +32,7 @@ LONG = ("kubernetes.init", "kubernetes.join", "base packages", ": kubelet")
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
     """A whole lab, laid down under fire: killed at 25 or more points of its first deploy, and then verified."""
-    with made("lab", "t-deploy", 211, tmp_path_factory.mktemp("site")) as site:
+    with made("lab", "t-deploy", tmp_path_factory.mktemp("site")) as site:
         yield site
 
 

@@ -28,7 +28,7 @@ ip -br link | awk '{print $1}'
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
-    with made("lab", "t-grow", 214, tmp_path_factory.mktemp("site")) as site:
+    with made("lab", "t-grow", tmp_path_factory.mktemp("site")) as site:
         yield site
 
 

@@ -20,7 +20,7 @@ FAILOVER_SECONDS = 60
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
-    with made("lab-ha", "t-ha", 213, tmp_path_factory.mktemp("site")) as site:
+    with made("lab-ha", "t-ha", tmp_path_factory.mktemp("site")) as site:
         site.run("deploy", "infrastructure").must()
         yield site
 

@@ -253,7 +253,7 @@ ALLOW_ALL = {
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
     """A whole lab, laid down and verified."""
-    with made("lab", "t-catch", 221, tmp_path_factory.mktemp("site")) as site:
+    with made("lab", "t-catch", tmp_path_factory.mktemp("site")) as site:
         site.run("deploy", "infrastructure").must()
         site.run("verify", "infrastructure").must()
         yield site
