@@ -11,10 +11,17 @@ PHASE = Phase(
     title="Infrastruktur: hardware and software, Kubernetes, Git",
     uses=(
         # What of a node needs packages waits for the mirror; what the mirror needs of its node does not.
-        Use("node", steps={"packages": needs("mirror.serve")}),
-        Use("firewall", here=("node",)),
+        Use(
+            "node",
+            steps={
+                "packages": needs("mirror.serve"),
+                # Nothing waits for automatic updates: nodes of the cluster lay them down while its pods come up.
+                "updates": needs("mirror.serve", here=("kubernetes.join", "kubernetes.mark")),
+            },
+        ),
+        Use("firewall", here=("node.packages",)),
         Use("mirror", here=("node.base",)),
-        Use("containerd", after=("mirror",), here=("node",)),
+        Use("containerd", after=("mirror",), here=("node.packages",)),
         Use("kubernetes", here=("containerd",)),
         # Images come while the control plane starts; the network's objects need only its API, no other node.
         Use(

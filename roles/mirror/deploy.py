@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, mirror, server, shell, systemd
-from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, removal, step
 from roles.mirror.settings import Settings
 
@@ -65,24 +64,12 @@ def remove(ctx: Context[Settings]) -> None:
 def _install(ctx: Context[Settings]) -> None:
     """Packages, from the pushed tree itself: nothing serves it yet."""
     codename = probe('. /etc/os-release; echo "$VERSION_CODENAME"').text.strip()
-    files.content("key of the store's package repository", LOCAL_KEYRING, repository_key(ctx, codename))
+    files.content("key of the store's package repository", LOCAL_KEYRING, ctx.package_key(codename))
     source = ctx.render("local.sources.j2", codename=codename, keyring=LOCAL_KEYRING)
     files.content("the pushed tree as package source", LOCAL_SOURCE, source)
     # The package's own service would come up on port 80 with a welcome page; ours is another unit.
     files.link("nginx's own service never starts", PACKAGES_MASK, "/dev/null")
     apt.packages("nginx and curl", "nginx", "curl")
-
-
-def repository_key(ctx: Context[Settings], codename: str) -> str:
-    """The public key that the store signs its package repository with."""
-    path = f"apt/{codename}/onprem-mlops.asc"
-    for file in ctx.tree():
-        if str(file.path) == path:
-            return file.source.read_text()
-    raise MlopsError(
-        f"the artifact store has no packages for Debian {codename}, which {ctx.node.name} runs",
-        "Build them with ./mlops mirror build.",
-    )
 
 
 def _registry(ctx: Context[Settings]) -> None:

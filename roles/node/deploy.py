@@ -25,7 +25,8 @@ SSHD = "/etc/ssh/sshd_config.d/00-onprem-mlops.conf"
 SUDOERS = "/etc/sudoers.d/90-onprem-mlops"
 CHRONY = "/etc/chrony/onprem-mlops.conf"
 CHRONY_UNIT = "/etc/systemd/system/chrony.service.d/onprem-mlops.conf"
-PACKAGES = ("ca-certificates", "chrony", "curl", "unattended-upgrades")
+PACKAGES = ("ca-certificates", "chrony", "curl")
+UPDATES = "unattended-upgrades"
 
 OUR_DEVICES = ("cali", "vxlan.calico", "tunl0", "wireguard.cali", "kube-ipvs", "nodelocaldns")
 """Beginnings of interfaces whose routes into the pods' network are the cluster's own."""
@@ -46,7 +47,7 @@ def base(ctx: Context[Settings]) -> None:
 
 @step(on=ALL, after=("base",))
 def packages(ctx: Context[Settings]) -> None:
-    """What needs the mirror: package sources, trust in the system's bundle, time, security updates."""
+    """What needs the mirror and what others need: package sources, trust in the system's bundle, time."""
     codename = refuse_unless_supported(ctx)
     _package_sources(ctx, codename)
     apt.packages("base packages", *PACKAGES)
@@ -57,6 +58,12 @@ def packages(ctx: Context[Settings]) -> None:
         f"[ ! {ctx.settings.authority_path} -nt /etc/ssl/certs/ca-certificates.crt ]",
     )
     _time(ctx)
+
+
+@step(on=ALL, after=("base",))
+def updates(ctx: Context[Settings]) -> None:
+    """Security updates by themselves. Nothing waits for them, so they are laid down beside what others wait for."""
+    apt.packages("package of automatic updates", UPDATES)
     files.content("automatic security updates", UPGRADES, ctx.render("unattended-upgrades.conf.j2"))
     apt.held("packages that only a deploy may upgrade", *ctx.settings.held_packages)
 
@@ -70,7 +77,7 @@ def remove(ctx: Context[Settings]) -> None:
         unless='[ -z "$(apt-mark showhold)" ]',
     )
     files.absent("no own time configuration", CHRONY, CHRONY_UNIT)
-    apt.purged("packages of this role", *(name for name in PACKAGES if name != "ca-certificates"))
+    apt.purged("packages of this role", *(name for name in (*PACKAGES, UPDATES) if name != "ca-certificates"))
     files.absent("no own configuration of apt", UPGRADES, APT_CONF, SOURCES, KEYRING)
     files.brought_back("the package sources that the node had", *FOREIGN_SOURCES)
     _remove_trust(ctx)
@@ -205,22 +212,10 @@ def _access(ctx: Context[Settings]) -> None:
 
 
 def _package_sources(ctx: Context[Settings], codename: str) -> None:
-    files.content("key of the store's package repository", KEYRING, repository_key(ctx, codename))
+    files.content("key of the store's package repository", KEYRING, ctx.package_key(codename))
     files.content("apt trusts the mirror and waits for its lock", APT_CONF, ctx.render("apt.conf.j2"))
     files.content(
         "the mirror as package source", SOURCES, ctx.render("apt.sources.j2", codename=codename, keyring=KEYRING)
-    )
-
-
-def repository_key(ctx: Context[Settings], codename: str) -> str:
-    """The public key that the store signs its package repository with."""
-    path = f"apt/{codename}/onprem-mlops.asc"
-    for file in ctx.tree():
-        if str(file.path) == path:
-            return file.source.read_text()
-    raise MlopsError(
-        f"the artifact store has no packages for Debian {codename}, which {ctx.node.name} runs",
-        "Build them with ./mlops mirror build.",
     )
 
 

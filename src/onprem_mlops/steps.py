@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
 import jinja2
 
 from onprem_mlops.artifacts.manifest import TreeFile
+from onprem_mlops.errors import MlopsError
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
 from onprem_mlops.site.role import Certificate, Opening, RoleSettings
 
@@ -187,6 +188,17 @@ class Context(Generic[S]):
         """All files that the mirror serves: what the roles that are on lay down."""
         named = {name for settings in self.site.role_settings.values() for name in settings.artifacts()}
         return self.artifacts.tree(sorted(named))
+
+    def package_key(self, codename: str) -> str:
+        """The public key that the store signs its packages for a Debian release with; MlopsError if it has none."""
+        path = f"apt/{codename}/onprem-mlops.asc"
+        for file in self.tree():
+            if str(file.path) == path:
+                return file.source.read_text()
+        raise MlopsError(
+            f"the artifact store has no packages for Debian {codename}, which {self.node.name} runs",
+            "Name the release in settings.mirror.debian, then build them with ./mlops mirror build.",
+        )
 
     def settings_of(self, role: str) -> Any:
         """Another role's settings: what a role declares is open to all, its folder is not."""
