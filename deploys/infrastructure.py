@@ -28,8 +28,8 @@ PHASE = Phase(
             "network",
             here=("containerd",),
             steps={
-                "calico": needs("kubernetes.init"),
-                "names": needs("kubernetes.init"),
+                "calico": needs("kubernetes.init", here=("kubernetes.join_control_plane",)),
+                "names": needs("kubernetes.init", here=("kubernetes.join_control_plane",)),
                 "ready": needs("kubernetes.mark"),
             },
         ),

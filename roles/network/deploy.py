@@ -29,7 +29,7 @@ def images(ctx: Context[Settings]) -> None:
         containers.images("images of the network", *(ctx.image(name) for name in IMAGES))
 
 
-@step(on=CONTROL_PLANE, only="first")
+@step(on=CONTROL_PLANE, only="any")
 def calico(ctx: Context[Settings]) -> None:
     """Calico's objects in the cluster. Pods on every node start as soon as its agent is there."""
     manifest = ctx.file("calico-manifest", "calico-vxlan.yaml")
@@ -43,7 +43,7 @@ def calico(ctx: Context[Settings]) -> None:
     kubectl.apply_folder("Calico", FOLDER, what="Calico", last=AGENT)
 
 
-@step(on=CONTROL_PLANE, only="first")
+@step(on=CONTROL_PLANE, only="any")
 def names(ctx: Context[Settings]) -> None:
     """Pods resolve the site's names, and questions for others go where the site says."""
     domains = min(2, len(ctx.site.in_group(*ON)))
@@ -54,7 +54,7 @@ def names(ctx: Context[Settings]) -> None:
     kubectl.apply("deny all in namespace default", policies, what="policies of namespace default")
 
 
-@step(on=CONTROL_PLANE, only="first", after=("calico", "names"))
+@step(on=CONTROL_PLANE, only="any", after=("calico", "names"))
 def ready(ctx: Context[Settings]) -> None:
     """The network is up on every node, and names are answered."""
     kubectl.rolled_out(
@@ -64,6 +64,17 @@ def ready(ctx: Context[Settings]) -> None:
         "deployments/coredns",
         namespace="kube-system",
         seconds=ctx.settings.ready_seconds,
+    )
+
+
+@step(on=ON, after=("ready",))
+def connected(ctx: Context[Settings]) -> None:
+    """The node's own agent is up: for a while after a boot the cluster still takes it for what it was before."""
+    shell.wait(
+        "the network's agent on this node",
+        "curl -fsS -m 2 -o /dev/null http://localhost:9099/readiness",
+        seconds=ctx.settings.ready_seconds,
+        otherwise="crictl ps -a --name calico-node; systemctl is-active kubelet containerd",
     )
 
 

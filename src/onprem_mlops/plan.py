@@ -62,7 +62,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step with its place in the graph. `after` and `here` hold ids of other planned steps."""
+    """A step with its place in the graph. `after` and `here` hold ids of other planned steps.
+
+    `nodes` are all that it runs on, or may run on if it runs on any one of them.
+    """
 
     id: str
     role: Role
@@ -73,7 +76,7 @@ class PlannedStep:
 
     def given(self, values: Mapping[str, Any]) -> Any:
         """What steps that take this one's value receive: the one value, or all of them by node."""
-        return next(iter(values.values())) if self.step.only == "first" else dict(values)
+        return next(iter(values.values())) if self.step.only else dict(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +187,7 @@ def _known(what: str, name: str | None, names: list[str]) -> None:
 
 def _nodes(site: Site, step: Step) -> tuple[Node, ...]:
     nodes = site.nodes if ALL in step.on else site.in_group(*step.on)
-    if step.only == "first":
-        return nodes[:1]
-    return nodes[1:] if step.only == "rest" else nodes
+    return nodes[:1] if step.only == "first" else nodes
 
 
 def _planned(site: Site, role: Role, use: Use, step: Step, declared: Mapping[str, tuple[Step, ...]]) -> PlannedStep:

@@ -19,7 +19,7 @@ from onprem_mlops.site.role import Certificate, Opening, RoleSettings
 
 S = TypeVar("S", bound=RoleSettings)
 StepFunction = Callable[..., Any]
-Only = Literal["first", "rest"]
+Only = Literal["first", "any"]
 
 
 class KnownLater(Exception):
@@ -69,7 +69,8 @@ def step(
 
     Args:
         on: group or groups of nodes, or "all".
-        only: "first" for the group's first node, "rest" for all but it. None for each.
+        only: "first" for the group's first node, whose disk it needs; "any" for the first that can be reached, for
+            what belongs to the cluster and no node. None for each.
         after: steps of the same role that must be done on all their nodes. Steps named by parameters are implied.
     """
     return _mark("__step__", on, only, after)

@@ -9,7 +9,7 @@ import shlex
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,11 +141,22 @@ class Run:
         refused = [error for one in greenlets.values() if isinstance(error := one.value, RequestError)]
         if refused:
             raise RequestError("\n".join(one.message for one in refused), refused[0].advice + " Nothing was changed.")
+        lost: dict[str, MlopsError] = {}
         for host, greenlet in greenlets.items():
             if greenlet.exception is not None:
                 raise greenlet.exception
             if isinstance(greenlet.value, MlopsError):
-                self._lose(host.name, greenlet.value)
+                lost[host.name] = greenlet.value
+        self._choose(lost)
+        for name, error in lost.items():
+            self._lose(name, error)
+
+    def _choose(self, lost: Container[str]) -> None:
+        """Of the nodes that may run a step, take the first that can be reached."""
+        for progress in self._progress.values():
+            if progress.planned.step.only == "any":
+                names = [node.name for node in progress.planned.nodes]
+                progress.open = {next((name for name in names if name not in lost), names[0])}
 
     def _connect_one(self, host: Host) -> MlopsError | None:
         runner = NodeRunner(self._state, host, self._listener, planning=self._planning)

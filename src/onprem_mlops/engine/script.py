@@ -51,7 +51,7 @@ def lay_down(phase: Phase) -> None:
 
 def _step(planned: PlannedStep, graph: Graph, make_context: MakeContext) -> None:
     node = next((one for one in planned.nodes if one.name == host.name), None)
-    if node is None:
+    if node is None or (planned.step.only == "any" and node != planned.nodes[0]):
         return
     by_id = {one.id: one for one in graph}
     inputs: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
+from pyinfra.api.exceptions import ConnectError  # noqa: E402
 from pyinfra.connectors.local import LocalConnector  # noqa: E402
 
 from onprem_mlops.engine.facts import file_state  # noqa: E402
@@ -46,7 +47,21 @@ class Ran:
         return sorted((one.step, one.node, change.operation) for one in self.result.steps for change in one.changes)
 
 
-def run(*functions: StepFunction, planning: bool = False, folder: Path) -> Ran:
+class FirstIsLost(LocalConnector):
+    """n1 cannot be reached."""
+
+    def connect(self) -> None:
+        if self.host.name == "n1":
+            raise ConnectError("no route to n1")
+        super().connect()
+
+
+def run(
+    *functions: StepFunction,
+    planning: bool = False,
+    folder: Path,
+    connector: type[LocalConnector] = LocalConnector,
+) -> Ran:
     """Run step functions as the steps of a role on both nodes (or the first one)."""
     steps: tuple[Step, ...] = steps_of(SimpleNamespace(**{one.__name__: one for one in functions}))
     planned = tuple(
@@ -67,9 +82,7 @@ def run(*functions: StepFunction, planning: bool = False, folder: Path) -> Ran:
         own.mkdir(exist_ok=True)
         return cast("Context[Any]", SimpleNamespace(node=node, folder=own, planning=planning))
 
-    engine = Run(
-        SITE, Graph(planned), context, events.append, phase="test", planning=planning, connector=LocalConnector
-    )
+    engine = Run(SITE, Graph(planned), context, events.append, phase="test", planning=planning, connector=connector)
     return Ran(engine.execute(), events)
 
 
@@ -155,6 +168,44 @@ def failure(folder: Path) -> None:
     assert (folder / "n2" / "done").exists(), "the other node did not finish the step"
     assert not (folder / "n2" / "follow").exists(), "the run did not stop"
     assert {one.node for one in ran.result.steps if one.outcome == "skipped"} == {"n1", "n2"}
+
+
+def lost_node(folder: Path) -> None:
+    ran: list[tuple[str, str]] = []
+
+    @step(on="all")
+    def everywhere(ctx: Context[Any]) -> None:
+        ran.append(("everywhere", ctx.node.name))
+
+    @step(on="all", only="first")
+    def its_disk(ctx: Context[Any]) -> None:
+        ran.append(("its_disk", ctx.node.name))
+
+    @step(on="all", only="any", after=("everywhere",))
+    def of_the_cluster(ctx: Context[Any]) -> str:
+        ran.append(("of_the_cluster", ctx.node.name))
+        return ctx.node.name
+
+    @step(on="all")
+    def after_it(ctx: Context[Any], of_the_cluster: str) -> None:
+        ran.append((f"after_it ran on {of_the_cluster}", ctx.node.name))
+
+    @step(on="all", after=("its_disk",))
+    def after_the_disk(ctx: Context[Any]) -> None:
+        ran.append(("after_the_disk", ctx.node.name))
+
+    steps = (everywhere, its_disk, of_the_cluster, after_it, after_the_disk)
+    result = run(*steps, folder=folder, connector=FirstIsLost).result
+    assert sorted(ran) == [("after_it ran on n2", "n2"), ("everywhere", "n2"), ("of_the_cluster", "n2")]
+    assert list(result.unreachable) == ["n1"]
+    assert not result.ok
+    skipped = {(one.step, one.node): one.note for one in result.steps if one.outcome == "skipped"}
+    assert skipped["demo.its_disk", "n1"] == "n1 could not be reached"
+    assert skipped["demo.after_the_disk", "n2"] == "it needs demo.its_disk, which did not run"
+    assert ("demo.of_the_cluster", "n1") not in skipped
+    ran.clear()
+    assert run(*steps, folder=folder).result.ok
+    assert [node for name, node in ran if name == "of_the_cluster"] == ["n1"]
 
 
 def defect(folder: Path) -> None:

@@ -35,6 +35,10 @@ def test_a_failure_stays_on_its_node_and_stops_what_follows(tmp_path: Path) -> N
     scenario("failure", tmp_path)
 
 
+def test_what_belongs_to_the_cluster_runs_on_a_node_that_can_be_reached(tmp_path: Path) -> None:
+    scenario("lost_node", tmp_path)
+
+
 def test_a_defect_in_a_role_is_a_failure_of_that_node(tmp_path: Path) -> None:
     scenario("defect", tmp_path)
 
