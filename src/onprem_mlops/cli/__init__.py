@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 
+import gevent
 import typer
 from rich.markup import escape
 from typer._click.exceptions import ClickException  # typer carries its own click and does not export this one
@@ -44,7 +45,9 @@ for _module in COMMAND_MODULES:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 failed on nodes, 2 wrong request, 3 interrupted."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell said to ignore it
+        signal.signal(signal.SIGINT, _stop)
     try:
         code = app(arguments, standalone_mode=False, prog_name="./mlops")
     except ClickException as error:
@@ -94,5 +97,13 @@ def _defect(error: Exception) -> int:
     return 1
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _stop(number: int, frame: object) -> None:
+    """Interrupt the command, and nothing else.
+
+    A signal meets whatever greenlet happens to run. Raised in the loop it would be printed, and in a thread swallowed.
+    """
+    hub = gevent.get_hub()
+    command = hub.parent
+    if command is None or gevent.getcurrent() is command:
+        raise KeyboardInterrupt
+    hub.loop.run_callback(command.throw, KeyboardInterrupt)
