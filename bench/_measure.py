@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -42,8 +43,11 @@ def timed(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
 
 
 def figure(name: str, value: str, limit: str, held: bool) -> None:
-    """Print one figure beside its limit."""
+    """Print one figure beside its limit, and leave it for `./mlops bench --json`."""
     sys.stdout.write(f"{name:<58} {value:>14}   {limit:<22} {'held' if held else 'MISSED'}\n")
+    if kept := os.environ.get("BENCH_FIGURES"):
+        with Path(kept).open("a") as file:
+            file.write(json.dumps({"name": name, "value": value, "limit": limit, "held": held}) + "\n")
 
 
 def repeat_with(command: str) -> None:

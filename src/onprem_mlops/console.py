@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.spinner import Spinner
-from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
 from onprem_mlops.engine.results import RunResult, StepResult
@@ -31,6 +32,18 @@ from onprem_mlops.events import (
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+ANY_WIDTH = 10_000
+"""Columns that no table fills."""
+
+
+def print_table(table: Table, to: Console = console) -> None:
+    """Print a table so that nothing of it is cut: folded to a terminal's width, elsewhere as wide as it is."""
+    for column in table.columns:
+        column.overflow = "fold"
+    if not to.is_terminal:
+        table.width = Measurement.get(to, to.options.update(max_width=ANY_WIDTH), table).maximum
+    to.print(table, crop=False)
 
 
 class RunDisplay:
@@ -141,6 +154,8 @@ def _by_step(steps: Iterable[StepResult]) -> list[StepResult]:
 
 
 def _show_diff(diff: Diff, to: Console) -> None:
+    from rich.syntax import Syntax  # takes longer to load than most commands take
+
     if diff.secret:
         to.print(f"    {diff.path}: secret content, not shown")
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from onprem_mlops.console import console
+from onprem_mlops.console import print_table
 from onprem_mlops.engine.inventory import endpoint
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.shell import Connection
@@ -74,4 +74,4 @@ def show_rows(rows: list[NodeRow]) -> None:
         table.add_row(
             row.node, row.address, ", ".join(row.groups), state, row.release, row.up_since, row.load, memory, failed
         )
-    console.print(table)
+    print_table(table)

@@ -53,9 +53,14 @@ class Count:
     seconds: float = 0.0
     problem: str = ""
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether something failed, or the tier could not run."""
+        return bool(self.failed or self.problem)
 
-def run_tiers(chosen: list[str] | None, without: list[str]) -> int:
-    """Run tiers in order, stop after the first that fails, print the count of what ran; returns the exit code."""
+
+def run_tiers(chosen: list[str] | None, without: list[str]) -> dict[str, Count]:
+    """Run tiers in order, stop after the first that fails, print and return the count of what ran."""
     names = [tier.name for tier in TIERS]
     for name in (*(chosen or ()), *without):
         if name not in names:
@@ -66,9 +71,10 @@ def run_tiers(chosen: list[str] | None, without: list[str]) -> int:
             continue
         console.rule(f"{tier.name}: {tier.proves}")
         counts[tier.name] = _run(tier)
-        if counts[tier.name].failed or counts[tier.name].problem:
+        if counts[tier.name].is_bad:
             break
-    return _report(counts, without)
+    _report(counts, without)
+    return counts
 
 
 def _run(tier: Tier) -> Count:
@@ -121,7 +127,7 @@ def _why_no_nodes() -> str:
     return ""
 
 
-def _report(counts: dict[str, Count], without: list[str]) -> int:
+def _report(counts: dict[str, Count], without: list[str]) -> None:
     console.rule("what ran")
     for name, count in counts.items():
         state = f"[red]{count.problem}[/red]" if count.problem else ""
@@ -131,8 +137,6 @@ def _report(counts: dict[str, Count], without: list[str]) -> int:
         )
     for name in without:
         console.print(f"{name:<6} [yellow]left out by name[/yellow]")
-    bad = any(count.failed or count.problem for count in counts.values())
     passed = sum(count.passed for count in counts.values())
     failed = sum(count.failed for count in counts.values()) + sum(1 for count in counts.values() if count.problem)
     sys.stdout.write(f"\n{passed} passed, {failed} failed, {sum(c.skipped for c in counts.values())} skipped\n")
-    return 1 if bad else 0

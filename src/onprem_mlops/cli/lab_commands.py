@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onprem_mlops.cli.options import Json, write_json
+from onprem_mlops.cli.handing_over import hand_over
+from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.cli.run_commands import confirm_destruction, run_phase
+from onprem_mlops.cli.verify_commands import verify_phase
 from onprem_mlops.errors import RequestError
 from onprem_mlops.paths import REPOSITORY
 
@@ -50,17 +52,16 @@ def _lab(site: str, inventory: Path | None) -> tuple[Site, LabSpec]:
     return loaded, LabSpec.from_site(loaded)
 
 
+@writes("lab-up/v1")
 def up(
     site: SiteName = "lab",
     inventory: Inventory = None,
     nodes_only: Annotated[bool, typer.Option("--nodes-only", help="Boot the nodes; lay nothing down.")] = False,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Boot the nodes, lay down the infrastructure phase, and verify it. What is up already stays."""
     from onprem_mlops.artifacts import Store
     from onprem_mlops.artifacts.display import BuildDisplay
     from onprem_mlops.artifacts.publish import needed_by
-    from onprem_mlops.cli.verify_commands import verify_phase
     from onprem_mlops.console import console
     from onprem_mlops.lab import LabSpec
     from onprem_mlops.lab import up as boot
@@ -72,16 +73,26 @@ def up(
     with BuildDisplay(console) as display:
         Store().ensure(sorted({*needed_by(loaded), *roots}), display)
     loaded = ensure_lab_material(loaded)
+    booting = time.monotonic()
     boot(LabSpec.from_site(loaded), _say)
-    if nodes_only:
-        return 0
-    code = run_phase(loaded.folder, "infrastructure", None, None, json, planning=False)
-    if code == 0:
-        code = verify_phase(loaded.folder, "infrastructure")
-    if code == 0:
-        console.print(f"[bold green]The lab is up and verified[/bold green] in {time.monotonic() - began:.0f} s.")
+    done: dict[str, Any] = {"site": loaded.name, "boot_seconds": round(time.monotonic() - booting, 3)}
+    code = 0 if nodes_only else _lay_down(loaded, done)
+    done["seconds"] = round(time.monotonic() - began, 3)
+    if code == 0 and not nodes_only:
+        console.print(f"[bold green]The lab is up and verified[/bold green] in {done['seconds']:.0f} s.")
         console.print("  ./mlops kubectl -- get nodes     ./mlops ssh cp1     ./mlops lab down")
-    return code
+    return Result({"deploy": None, "verify": None, **done}, exit_code=code)
+
+
+def _lay_down(site: Site, done: dict[str, Any]) -> int:
+    """Deploy, and if that went well verify; puts both results into `done` and gives the exit code."""
+    deployed = run_phase(site.folder, "infrastructure", None, None, planning=False)
+    done["deploy"] = deployed.data
+    if deployed.exit_code:
+        return deployed.exit_code
+    verified = verify_phase(site.folder, "infrastructure")
+    done["verify"] = verified.data
+    return verified.exit_code
 
 
 def _say(message: str, node: str | None) -> None:
@@ -90,11 +101,12 @@ def _say(message: str, node: str | None) -> None:
     console.print(f"[dim]lab {node or ''}[/dim] {message}")
 
 
-def status(site: SiteName = "lab", inventory: Inventory = None, json: Json = None) -> int:
+@writes("lab-status/v1")
+def status(site: SiteName = "lab", inventory: Inventory = None) -> Result:
     """Show every node of the lab as it is."""
     from rich.table import Table
 
-    from onprem_mlops.console import console
+    from onprem_mlops.console import print_table
     from onprem_mlops.lab import status as read
 
     _, spec = _lab(site, inventory)
@@ -105,41 +117,44 @@ def status(site: SiteName = "lab", inventory: Inventory = None, json: Json = Non
         memory = f"{row.memory_bytes / 2**20:.0f} MiB" if row.memory_bytes else ""
         colour = "green" if row.state == "running" else "yellow"
         table.add_row(row.node, str(row.address), f"[{colour}]{row.state}[/{colour}]", since, memory)
-    console.print(table)
+    print_table(table)
     records = [{"node": row.node, "address": str(row.address), "state": row.state, "since": row.since} for row in rows]
-    write_json(json, "lab-status/v1", {"nodes": records})
-    return 0
+    return Result({"nodes": records})
 
 
+@writes("command/v1")
 def shell(
     node: Annotated[str, typer.Argument(help="The node's name.")],
     command: Annotated[list[str] | None, typer.Argument(help="A command instead of a shell.")] = None,
     site: SiteName = "lab",
     inventory: Inventory = None,
-) -> int:
+) -> Result:
     """Open a shell on a node over SSH."""
     from onprem_mlops.lab import shell as connect
 
     _, spec = _lab(site, inventory)
-    return connect(spec, node, *(command or ()))
+    words = command or []
+    return hand_over(["ssh", node, *words], lambda: connect(spec, node, *words))
 
 
-def down(site: SiteName = "lab", inventory: Inventory = None) -> int:
+@writes("lab-down/v1")
+def down(site: SiteName = "lab", inventory: Inventory = None) -> Result:
     """Power the nodes off; their disks stay, `lab up` resumes them."""
     from onprem_mlops.lab import down as power_off
 
     _, spec = _lab(site, inventory)
     power_off(spec, _say)
-    return 0
+    return Result(_of_lab(spec))
 
 
+@writes("lab-destroy/v1")
 def destroy(
     site: SiteName = "lab",
     inventory: Inventory = None,
     yes_destroy: Annotated[
         str | None, typer.Option("--yes-destroy", metavar="NAME", help="The site's name, instead of typing it.")
     ] = None,
-) -> int:
+) -> Result:
     """Remove the lab: nodes, disks, bridge, keys, secrets. Nothing is left."""
     from onprem_mlops.console import console
     from onprem_mlops.lab import describe_destruction
@@ -149,4 +164,8 @@ def destroy(
     console.print(describe_destruction(spec))
     confirm_destruction(loaded, yes_destroy)
     wipe(spec, _say)
-    return 0
+    return Result(_of_lab(spec))
+
+
+def _of_lab(spec: LabSpec) -> dict[str, Any]:
+    return {"site": spec.site, "nodes": [node.name for node in spec.nodes]}

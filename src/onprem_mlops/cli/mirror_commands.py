@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from onprem_mlops.cli.options import Json, write_json
+from onprem_mlops.cli.result import Result, writes
 
 
 def register(app: typer.Typer) -> None:
@@ -18,13 +18,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(mirror, name="mirror", rich_help_panel="Prepare a site")
 
 
+@writes("mirror-build/v1")
 def build(
     names: Annotated[list[str] | None, typer.Argument(help="Artifacts; default: all that are on.")] = None,
     source: Annotated[str, typer.Option("--source", help="auto (the first that is reachable), url or go.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Make the named ones even if they are there.")] = False,
     keep_caches: Annotated[bool, typer.Option("--keep-caches", help="Keep Go's build caches.")] = False,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Fetch or build what is not in the store yet."""
     from onprem_mlops.artifacts.commands import mirror_build
     from onprem_mlops.artifacts.display import BuildDisplay
@@ -34,17 +34,17 @@ def build(
         result = mirror_build(names, listener=display, source=source, again=again, keep_build_caches=keep_caches)
     made = ", ".join(result.made) or "nothing to do"
     console.print(f"[green]✔[/green] store {result.store}: {made} in {result.seconds:.1f} s")
-    write_json(json, "mirror-build/v1", result.model_dump(mode="json"))
-    return 0
+    return Result(result.model_dump(mode="json"))
 
 
-def list_artifacts(json: Json = None) -> int:
+@writes("mirror-list/v1")
+def list_artifacts() -> Result:
     """Show the catalogue and what of it the store holds."""
     from rich.table import Table
 
     from onprem_mlops.artifacts.commands import mirror_list
     from onprem_mlops.artifacts.display import megabytes
-    from onprem_mlops.console import console
+    from onprem_mlops.console import print_table
 
     result = mirror_list()
     table = Table("artifact", "version", "licence", "from", "state", "size", "image")
@@ -59,12 +59,12 @@ def list_artifacts(json: Json = None) -> int:
             megabytes(entry.size) if entry.size else "",
             entry.image or "",
         )
-    console.print(table)
-    write_json(json, "mirror-list/v1", result.model_dump(mode="json"))
-    return 0
+    print_table(table)
+    return Result(result.model_dump(mode="json"))
 
 
-def verify(json: Json = None) -> int:
+@writes("mirror-verify/v1")
+def verify() -> Result:
     """Read every file of the store and compare it with its checksum."""
     from onprem_mlops.artifacts.commands import mirror_verify
     from onprem_mlops.artifacts.display import megabytes
@@ -78,5 +78,4 @@ def verify(json: Json = None) -> int:
         f"[{colour}]{result.checked} files, {megabytes(result.size)} read, {len(result.problems)} wrong[/{colour}]"
         + (" — `./mlops mirror build` makes them again" if result.problems else "")
     )
-    write_json(json, "mirror-verify/v1", result.model_dump(mode="json"))
-    return 1 if result.problems else 0
+    return Result(result.model_dump(mode="json"), exit_code=1 if result.problems else 0)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, Json, write_json
+from onprem_mlops.cli.handing_over import hand_over
+from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory
+from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.errors import RequestError
 from onprem_mlops.paths import REPOSITORY, cache_dir
 
@@ -30,15 +35,15 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="This repository", context_settings=PASS_ON)(bench)
 
 
-def status(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+@writes("status/v1")
+def status(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Show each node: reachable, Debian release, up since, load, memory, failed units."""
     from onprem_mlops.site import load_site
     from onprem_mlops.status import node_rows, show_rows
 
     rows = node_rows(load_site(inventory))
     show_rows(rows)
-    write_json(json, "status/v1", {"nodes": [row.record() for row in rows]})
-    return 0 if all(row.reachable for row in rows) else 1
+    return Result({"nodes": [row.record() for row in rows]}, exit_code=0 if all(row.reachable for row in rows) else 1)
 
 
 def _kubeconfig(site: Site) -> Path:
@@ -51,15 +56,18 @@ def _kubeconfig(site: Site) -> Path:
     return path
 
 
-def kubeconfig(inventory: Inventory = DEFAULT_INVENTORY) -> int:
+@writes("kubeconfig/v1")
+def kubeconfig(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Print the path of the cluster's admin kubeconfig."""
     from onprem_mlops.site import load_site
 
-    typer.echo(_kubeconfig(load_site(inventory)))
-    return 0
+    path = _kubeconfig(load_site(inventory))
+    typer.echo(path)
+    return Result({"path": str(path)})
 
 
-def kubectl(context: typer.Context, inventory: Inventory = DEFAULT_INVENTORY) -> int:
+@writes("command/v1")
+def kubectl(context: typer.Context, inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Run the site's own kubectl (from the artifact store) with its kubeconfig: kubectl -- get nodes."""
     from onprem_mlops.artifacts import Store
     from onprem_mlops.site import load_site
@@ -75,14 +83,18 @@ def kubectl(context: typer.Context, inventory: Inventory = DEFAULT_INVENTORY) ->
         temporary.chmod(0o755)
         temporary.replace(binary)
     environment = {**os.environ, "KUBECONFIG": str(config)}
-    return subprocess.run([str(binary), *_after_dashes(context)], env=environment, check=False).returncode
+    words = _after_dashes(context)
+    return hand_over(
+        ["kubectl", *words], lambda: subprocess.run([str(binary), *words], env=environment, check=False).returncode
+    )
 
 
+@writes("command/v1")
 def ssh(
     context: typer.Context,
     node: Annotated[str, typer.Argument(help="The node's name.")],
     inventory: Inventory = DEFAULT_INVENTORY,
-) -> int:
+) -> Result:
     """Open a shell on a node, or run a command there: ssh w1 -- uptime. The host key is the pinned one."""
     from onprem_mlops.engine.inventory import endpoint
     from onprem_mlops.site import load_site
@@ -101,32 +113,44 @@ def ssh(
     }
     command = ["ssh", "-i", str(to.key), "-p", str(to.port)]
     command += [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-    return subprocess.run([*command, f"{to.user}@{to.address}", *_after_dashes(context)], check=False).returncode
+    command += [f"{to.user}@{to.address}"]
+    words = _after_dashes(context)
+    return hand_over(["ssh", node, *words], lambda: subprocess.run([*command, *words], check=False).returncode)
 
 
 def _after_dashes(context: typer.Context) -> list[str]:
     return [argument for at, argument in enumerate(context.args) if not (at == 0 and argument == "--")]
 
 
+@writes("test/v1")
 def test(
     tier: Annotated[
         list[str] | None, typer.Option("--tier", help="lint, unit, roles or lab; may be given again. Default: all.")
     ] = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="Leave this tier out, by name.")] = None,
-) -> int:
+) -> Result:
     """Run the test tiers in order and show what ran."""
     from onprem_mlops.tiers import run_tiers
 
-    return run_tiers(tier, without or [])
+    counts = run_tiers(tier, without or [])
+    tiers = [{"tier": name, **asdict(count)} for name, count in counts.items()]
+    bad = any(count.is_bad for count in counts.values())
+    return Result({"tiers": tiers, "left_out": without or []}, exit_code=1 if bad else 0)
 
 
-def bench(context: typer.Context, name: Annotated[str, typer.Argument(help="A file of bench/, without .py.")]) -> int:
+@writes("bench/v1")
+def bench(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="A file of bench/, without .py.")]
+) -> Result:
     """Run one measurement of bench/ and print its figures with the command that repeats it."""
-    script = REPOSITORY / "bench" / f"{name}.py"
-    if not script.exists():
-        known = ", ".join(sorted(path.stem for path in script.parent.glob("*.py") if not path.stem.startswith("_")))
-        raise RequestError(f"there is no measurement {name!r}", f"There are: {known}.")
-    command = [sys.executable, "-m", f"bench.{name}", *_after_dashes(context)]
-    # Become it, so that Ctrl-C is its own to clean up after.
-    os.chdir(REPOSITORY)
-    os.execv(command[0], command)
+    known = sorted(path.stem for path in (REPOSITORY / "bench").glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise RequestError(f"there is no measurement {name!r}", f"There are: {', '.join(known)}.")
+    words = _after_dashes(context)
+    command = [sys.executable, "-m", f"bench.{name}", *words]
+    with tempfile.NamedTemporaryFile("r", prefix="mlops-figures-") as figures:
+        environment = {**os.environ, "BENCH_FIGURES": figures.name}  # bench/_measure.py appends them there
+        ran = hand_over(
+            [name, *words], lambda: subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+        )
+        return replace(ran, data={**ran.data, "figures": [json.loads(line) for line in figures]})

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, Json, OnNode, PhaseName, Role, write_json
+from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, OnNode, PhaseName, Role
+from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.errors import RequestError
 
 if TYPE_CHECKING:
+    from onprem_mlops.deployment import Work
     from onprem_mlops.engine.results import RunResult
     from onprem_mlops.site import Site
 
@@ -22,42 +24,41 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Run a phase")(remove)
 
 
+@writes("plan/v1")
 def plan(
     phase: PhaseName = None,
     inventory: Inventory = DEFAULT_INVENTORY,
     role: Role = None,
     node: OnNode = None,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Show what a deploy would change, with diffs; changes nothing."""
-    return run_phase(inventory, phase, role, node, json, planning=True)
+    return run_phase(inventory, phase, role, node, planning=True)
 
 
+@writes("deploy/v1", "plan/v1")
 def deploy(
     phase: PhaseName = None,
     inventory: Inventory = DEFAULT_INVENTORY,
     role: Role = None,
     node: OnNode = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Lay down a phase (or all), in the order of need; running it again changes nothing."""
-    return run_phase(inventory, phase, role, node, json, planning=dry_run)
+    return run_phase(inventory, phase, role, node, planning=dry_run)
 
 
-def run_phase(
-    inventory: Path, phase: str | None, role: str | None, node: str | None, json: Path | None, *, planning: bool
-) -> int:
-    """Plan or deploy; returns the exit code."""
+def run_phase(inventory: Path, phase: str | None, role: str | None, node: str | None, *, planning: bool) -> Result:
+    """Plan or deploy; what came of it."""
     from onprem_mlops.deployment import Work
     from onprem_mlops.plan import load_phases, plan
     from onprem_mlops.site import load_site
 
     site = load_site(inventory)
     graph = plan(site, load_phases(phase), role=role, node=node)
-    return _carry_out(Work(site, graph, phase or "all phases", planning), json)
+    return _carry_out(Work(site, graph, phase or "all phases", planning))
 
 
+@writes("deploy/v1", "plan/v1")
 def remove(
     role: Annotated[str, typer.Option("--role", help="The role to take off the nodes.")],
     inventory: Inventory = DEFAULT_INVENTORY,
@@ -67,8 +68,7 @@ def remove(
         str | None, typer.Option("--yes-destroy", metavar="NAME", help="The site's name, instead of typing it.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Take a role off its nodes; its data stays unless --data."""
     from onprem_mlops.console import console
     from onprem_mlops.deployment import Work
@@ -82,7 +82,7 @@ def remove(
         what = "and its data, for good" if data else "but keeps its data"
         console.print(f"This takes role [bold]{role}[/bold] off {where} {what}. `--dry-run` shows every command.")
         confirm_destruction(site, yes_destroy)
-    return _carry_out(work, json)
+    return _carry_out(work)
 
 
 def confirm_destruction(site: Site, given: str | None) -> None:
@@ -92,7 +92,7 @@ def confirm_destruction(site: Site, given: str | None) -> None:
         raise RequestError(f"{name!r} is not the site's name; nothing was touched", f"The site is {site.name}.")
 
 
-def _carry_out(work: Any, json: Path | None) -> int:
+def _carry_out(work: Work) -> Result:
     from onprem_mlops.console import RunDisplay, show_plan, show_summary
     from onprem_mlops.deployment import carry_out
 
@@ -102,8 +102,7 @@ def _carry_out(work: Any, json: Path | None) -> int:
     if work.planning:
         show_plan(result)
     show_summary(result)
-    write_json(json, "plan/v1" if work.planning else "deploy/v1", as_json(result))
-    return 0 if result.ok else 1
+    return Result(as_json(result), exit_code=0 if result.ok else 1, schema="plan/v1" if work.planning else "deploy/v1")
 
 
 def as_json(result: RunResult) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory, Json, write_json
+from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory
+from onprem_mlops.cli.result import PRIVATE, Result, writes
+from onprem_mlops.console import console, print_table
 from onprem_mlops.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from onprem_mlops.site import CertificateStatus, Recipient, SiteError
     from onprem_mlops.site.creation import NewNode, NewSite
 
-console = Console(highlight=False)
 secrets_app = typer.Typer(help="The site's secrets, kept encrypted to its recipients.", no_args_is_help=True)
 certs_app = typer.Typer(help="The site's certificate authority and certificates.", no_args_is_help=True)
 
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(certs_app, name="certs", rich_help_panel="The site")
 
 
+@writes("init/v1")
 def init(
     name: Annotated[str, typer.Argument(help="Short name of the site; its folder is inventories/NAME.")],
     domain: Annotated[str | None, typer.Option(help="Domain of nodes and services.")] = None,
@@ -59,8 +60,7 @@ def init(
     ] = False,
     yes: Yes = False,
     folder: Annotated[Path | None, typer.Option(help="Where to make it; default inventories/NAME.")] = None,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Make a new site: a commented site file, fresh secrets, a certificate authority."""
     from onprem_mlops.site.creation import NewSite, create_site, refuse_existing
     from onprem_mlops.site.secrets import default_identity_file, ensure_identity, identity_from_environment
@@ -85,11 +85,11 @@ def init(
     console.print(f"Made [bold]{escape(str(site.folder))}[/bold] with {len(site.nodes)} nodes.")
     console.print(f"Its secrets open with {escape(str(identity))} only: keep a copy of that file in a safe place.")
     console.print(f"Next: ./mlops plan -i {escape(str(site.folder))}")
-    write_json(json, "init/v1", {"site": site.name, "folder": str(site.folder), "recipient": own.key})
-    return 0
+    return Result({"site": site.name, "folder": str(site.folder), "recipient": own.key})
 
 
-def validate(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+@writes("validate/v1")
+def validate(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Check the site file; every error with its line, all at once."""
     from onprem_mlops.site import SiteError, load_site
 
@@ -99,52 +99,51 @@ def validate(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int
         problems = [
             {"path": one.path, "line": one.line, "column": one.column, "message": one.message} for one in error.problems
         ]
-        write_json(json, "validate/v1", {"valid": False, "problems": problems})
-        raise
+        return Result({"valid": False, "problems": problems}, error=error)
     roles = ", ".join(site.role_settings) or "none"
     console.print(f"Site [bold]{site.name}[/bold] is right: {len(site.nodes)} nodes; roles that are on: {roles}.")
-    write_json(
-        json,
-        "validate/v1",
+    return Result(
         {
             "valid": True,
             "problems": [],
             "site": site.name,
             "nodes": [one.name for one in site.nodes],
             "roles": list(site.role_settings),
-        },
+        }
     )
-    return 0
 
 
 @secrets_app.command()
+@writes("secrets/v1", mode=PRIVATE)
 def show(
     role: Annotated[str | None, typer.Argument(help="Only this role's.")] = None,
     name: Annotated[str | None, typer.Argument(help="Only this one; prints nothing but its value.")] = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show the values.")] = False,
     inventory: Inventory = DEFAULT_INVENTORY,
-    json: Json = None,
-) -> int:
+) -> Result:
     """List the secrets; with ROLE NAME print one."""
     from onprem_mlops.site import Secrets, load_site
 
     secrets = Secrets.of(load_site(inventory))
     if role and name:
-        sys.stdout.write(secrets.get(role, name).reveal() + "\n")
-        return 0
+        alone = secrets.get(role, name).reveal()
+        sys.stdout.write(alone + "\n")
+        return Result({"secrets": {role: [name]}, "values": {role: {name: alone}}})
     chosen = {key: value for key, value in secrets.show().items() if role in (None, key)}
     table = Table("role", "name", "value", box=None)
     for of_role, named in chosen.items():
         for one, value in named.items():
             table.add_row(of_role, one, escape(value.reveal() if reveal else str(value)))
-    console.print(table)
-    # The values never go into the file: it may be kept as evidence.
-    write_json(json, "secrets/v1", {"secrets": {key: list(named) for key, named in chosen.items()}})
-    return 0
+    print_table(table)
+    data: dict[str, Any] = {"secrets": {key: list(named) for key, named in chosen.items()}}
+    if reveal:
+        data["values"] = {key: {one: value.reveal() for one, value in named.items()} for key, named in chosen.items()}
+    return Result(data)
 
 
 @secrets_app.command()
-def edit(inventory: Inventory = DEFAULT_INVENTORY) -> int:
+@writes("secrets-edit/v1")
+def edit(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Edit the secrets in $EDITOR; written only if the result is right."""
     from onprem_mlops.site import Secrets, load_site
     from onprem_mlops.site.secrets import run_editor
@@ -155,49 +154,47 @@ def edit(inventory: Inventory = DEFAULT_INVENTORY) -> int:
 
     changed = Secrets.of(load_site(inventory)).edit(run_editor, try_again)
     console.print("Written. The next deploy lays the changes down." if changed else "Nothing was changed.")
-    return 0
+    return Result({"changed": changed})
 
 
 @secrets_app.command()
+@writes("secrets-rotate/v1")
 def rotate(
     role: Annotated[str, typer.Argument(help="The role whose secret it is.")],
     name: Annotated[str, typer.Argument(help="The secret.")],
     inventory: Inventory = DEFAULT_INVENTORY,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Give a secret a fresh value; the next deploy lays it down."""
     from onprem_mlops.site import Secrets, load_site
 
     site = load_site(inventory)
     Secrets.of(site).rotate(site, role, name)
     console.print(f"{role} {name} has a new value. The next deploy lays it down: ./mlops deploy --role {role}")
-    write_json(json, "secrets-rotate/v1", {"role": role, "name": name})
-    return 0
+    return Result({"role": role, "name": name})
 
 
 @secrets_app.command("add-recipient")
+@writes("secrets-recipients/v1")
 def add_recipient(
     key: Annotated[str, typer.Argument(help="Public key: age1… or ssh-ed25519 AAAA….")],
     name: Annotated[str, typer.Option(help="Whose key it is.")],
     inventory: Inventory = DEFAULT_INVENTORY,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Let another person's key read the secrets."""
     from onprem_mlops.site import Recipient, Secrets, load_site
 
     secrets = Secrets.of(load_site(inventory))
     secrets.add_recipient(Recipient(key, name))
     console.print(f"{escape(name)} can read the secrets now. Commit {secrets.file.name} and recipients.txt.")
-    write_json(json, "secrets-recipients/v1", _recipients(secrets.recipients))
-    return 0
+    return Result(_recipients(secrets.recipients))
 
 
 @secrets_app.command("remove-recipient")
+@writes("secrets-recipients/v1")
 def remove_recipient(
     who: Annotated[str, typer.Argument(help="Name or key, as recipients.txt has it.")],
     inventory: Inventory = DEFAULT_INVENTORY,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Encrypt without a recipient from now on."""
     from onprem_mlops.site import Secrets, load_site
 
@@ -205,12 +202,12 @@ def remove_recipient(
     gone = secrets.remove_recipient(who)
     console.print(f"{escape(gone.name or gone.key)} cannot read what is written from now on.")
     console.print("What they have read, and what git's history holds, they still know: rotate what matters.")
-    write_json(json, "secrets-recipients/v1", _recipients(secrets.recipients))
-    return 0
+    return Result(_recipients(secrets.recipients))
 
 
 @certs_app.command("list")
-def list_certificates(inventory: Inventory = DEFAULT_INVENTORY, json: Json = None) -> int:
+@writes("certs/v1")
+def list_certificates(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Every certificate with the days it has left, first to end first."""
     from onprem_mlops.site import SiteMaterial, load_site
 
@@ -218,18 +215,18 @@ def list_certificates(inventory: Inventory = DEFAULT_INVENTORY, json: Json = Non
     table = Table("certificate", "node", "ends", "days left", "next deploy", box=None)
     for row in rows:
         table.add_row(*_certificate_cells(row))
-    console.print(table)
-    write_json(json, "certs/v1", {"certificates": [_certificate_json(row) for row in rows]})
-    return 0
+    print_table(table)
+    return Result({"certificates": [_certificate_json(row) for row in rows]})
 
 
 @certs_app.command("renew-authority")
+@writes("certs-authority/v1")
 def renew_authority_command(
     yes_destroy: Annotated[
         str | None, typer.Option("--yes-destroy", metavar="NAME", help="The site's name, instead of typing it.")
     ] = None,
     inventory: Inventory = DEFAULT_INVENTORY,
-) -> int:
+) -> Result:
     """Replace the authority, as after a change of the domain; the next deploy issues every certificate anew."""
     from onprem_mlops.site import load_site
     from onprem_mlops.site.material import renew_authority
@@ -241,7 +238,7 @@ def renew_authority_command(
         raise RequestError(f'"{name}" is not the site\'s name; nothing was changed', f"The site is {site.name}.")
     renew_authority(site)
     console.print("Made a new authority. Next: ./mlops deploy")
-    return 0
+    return Result({"site": site.name})
 
 
 def _certificate_cells(row: CertificateStatus) -> list[str]:
@@ -331,7 +328,7 @@ def _host_keys(new: NewSite, given: list[str], *, accept: bool, ask: bool) -> di
     for node in unknown:
         keys[node.name] = scanned[node.address]
         table.add_row(node.name, str(node.address), fingerprint(scanned[node.address]))
-    console.print(table)
+    print_table(table)
     if not accept and not typer.confirm("Are these the keys that the machines themselves show?", default=False):
         raise RequestError("host keys not confirmed; nothing was made", "Compare them on the machines' own consoles.")
     return keys

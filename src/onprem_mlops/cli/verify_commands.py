@@ -10,13 +10,13 @@ import typer
 from onprem_mlops.cli.options import (
     DEFAULT_INVENTORY,
     Inventory,
-    Json,
     OnNode,
     PhaseName,
     Role,
-    write_json,
 )
-from onprem_mlops.errors import RequestError
+from onprem_mlops.cli.result import Result, writes
+from onprem_mlops.errors import MlopsError
+from onprem_mlops.verify.results import SCHEMA
 
 Junit = Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML to this file.", metavar="FILE")]
 
@@ -26,16 +26,16 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Run a phase")(verify)
 
 
+@writes(SCHEMA)
 def verify(
     phase: PhaseName = None,
     inventory: Inventory = DEFAULT_INVENTORY,
     role: Role = None,
     node: OnNode = None,
     junit: Junit = None,
-    json: Json = None,
-) -> int:
+) -> Result:
     """Check a phase (or all) on the nodes; exit 0 all holds, 1 something does not, 2 it could not be checked."""
-    return verify_phase(inventory, phase, role, node, junit, json)
+    return verify_phase(inventory, phase, role, node, junit)
 
 
 def verify_phase(
@@ -44,32 +44,26 @@ def verify_phase(
     role: str | None = None,
     node: str | None = None,
     junit: Path | None = None,
-    json: Path | None = None,
-) -> int:
-    """Verify, show and write down what was found; returns the exit code."""
-    from rich.console import Console
-
+) -> Result:
+    """Verify and show what was found."""
+    from onprem_mlops.console import console
     from onprem_mlops.plan import load_phases, site_roles
     from onprem_mlops.site import load_site
     from onprem_mlops.verify.display import VerifyDisplay, show
-    from onprem_mlops.verify.results import SCHEMA
     from onprem_mlops.verify.runner import verify
     from onprem_mlops.verify.selection import select
 
     site = load_site(inventory)
     phases = load_phases(phase)
     units = select(site, site_roles(site), phases, role=role, node=node)
-    to = Console(highlight=False)
-    display = VerifyDisplay(to)
+    display = VerifyDisplay(console)
     with display.showing():
         result = verify(site, units, [one.name for one in phases], on_message=display)
-    show(result, to)
-    write_json(json, SCHEMA, result.record())
+    show(result, console)
+    error = None
     if junit is not None:
         try:
             result.write_junit(junit)
-        except OSError as error:
-            raise RequestError(
-                f"cannot write {junit}: {error.strerror}", "Name a file in a folder that you may write."
-            ) from None
-    return result.exit_code
+        except OSError as problem:
+            error = MlopsError(f"cannot write {junit}: {problem.strerror}", "All else was done.")
+    return Result(result.record(), exit_code=result.exit_code, error=error)

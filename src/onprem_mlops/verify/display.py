@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from onprem_mlops.console import print_table
 from onprem_mlops.verify.results import Check, Outcome, VerifyResult
 
 COLUMNS = 8
@@ -70,7 +71,7 @@ class VerifyDisplay:
 
 def show(result: VerifyResult, to: Console) -> None:
     """Print the table, what is wrong, and the sum."""
-    to.print(_table(result))
+    print_table(_table(result), to)
     for check in result.of("passed"):
         if check.message:
             to.print(f"[dim]{check.role}: {escape(check.name)}: {escape(check.message)}[/dim]", soft_wrap=True)

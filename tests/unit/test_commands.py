@@ -1,0 +1,208 @@
+"""What all commands have in common: `--json`, tables that nothing is cut from, and an interruption told once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from docs.generate import commands
+from onprem_mlops import tiers
+from onprem_mlops.cli import run
+from onprem_mlops.cli.handing_over import hand_over
+from onprem_mlops.cli.result import PRIVATE, Result, write_json, writes
+from onprem_mlops.console import print_table
+from onprem_mlops.errors import MlopsError
+from onprem_mlops.paths import REPOSITORY
+
+DESCRIBED = (REPOSITORY / "docs/reference/json.md").read_text()
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_writes_a_documented_result(name: str) -> None:
+    command = COMMANDS[name]
+    flags = [flag for one in command.params for flag in one.opts]
+    assert "--json" in flags, f"./mlops {name} has no --json: give its function @writes(SCHEMA)"
+    written_by = {
+        schema: row.rpartition("](")[2]
+        for row in re.findall(r"^\| \[`.*$", DESCRIBED, re.MULTILINE)
+        for schema in re.findall(r"`([\w-]+/v\d+)`", row)
+    }
+    for schema in command.callback.schemas:
+        assert f"`{name}`" in written_by.get(schema, ""), f"json.md does not say that {name} writes {schema}"
+
+
+def _app(**of_result: Any) -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    @writes("one/v1", "two/v1")
+    def command(word: str = "none") -> Result:
+        typer.echo("ran")
+        return Result({"word": word}, **of_result)
+
+    return app
+
+
+def test_a_result_is_written_under_its_schema(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    assert _app(exit_code=1)(["--word", "this", "--json", str(file)], standalone_mode=False) == 1
+    assert json.loads(file.read_text()) == {"schema": "onprem-mlops/one/v1", "word": "this"}
+    _app(schema="two/v1")(["--json", str(file)], standalone_mode=False)
+    assert json.loads(file.read_text())["schema"] == "onprem-mlops/two/v1"
+
+
+def test_an_error_is_told_once_the_result_is_written(tmp_path: Path) -> None:
+    with pytest.raises(MlopsError, match="this"):
+        _app(error=MlopsError("this"))(["--json", str(tmp_path / "result.json")], standalone_mode=False)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_nothing_is_done_whose_result_could_not_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path, tmp_path / "absent" / "result.json"):
+        with pytest.raises(MlopsError, match="cannot write"):
+            _app()(["--json", str(path)], standalone_mode=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_mode_of_a_result(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for mode, expected in ((None, 0o640), (PRIVATE, 0o600)):
+            file = tmp_path / f"{mode}.json"
+            file.write_text("older, and readable by all")
+            file.chmod(0o666)
+            write_json(file, "one/v1", {}, mode)
+            assert file.stat().st_mode & 0o777 == expected
+    finally:
+        os.umask(before)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_pipe_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        write_json(pipe, "one/v1", {"word": "this"})
+        assert json.loads(reader.communicate(timeout=10)[0])["word"] == "this"
+    assert pipe.is_fifo()
+
+
+# Commands that run a program
+
+
+def test_a_program_keeps_its_exit_code() -> None:
+    def program(line: str) -> Result:
+        return hand_over([line], lambda: subprocess.run(["sh", "-c", line], check=False).returncode)
+
+    ran = program("exit 7")
+    assert (ran.exit_code, ran.data["command"], ran.data["exit_code"]) == (7, ["exit 7"], 7)
+    assert program("kill -9 $$").exit_code == 137
+    # Ctrl-C reaches both; the program answers it, and we do not.
+    assert program("trap 'exit 5' INT; kill -INT $PPID; kill -INT $$").exit_code == 5
+    assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_the_figures_of_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/_measure.py").write_text((REPOSITORY / "bench/_measure.py").read_text())
+    (tmp_path / "bench/this.py").write_text(
+        "import sys\nfrom bench._measure import figure\n"
+        "figure('size', '3 MB', 'at most 2 MB', False)\nsys.exit(len(sys.argv))\n"
+    )
+    monkeypatch.setattr("onprem_mlops.cli.own_commands.REPOSITORY", tmp_path)
+    file = tmp_path / "result.json"
+    assert run(["bench", "this", "--json", str(file), "--", "--often", "--json"]) == 3
+    result = json.loads(file.read_text())
+    assert result["command"] == ["this", "--often", "--json"]
+    assert result["figures"] == [{"name": "size", "value": "3 MB", "limit": "at most 2 MB", "held": False}]
+
+
+def test_the_counts_of_the_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tiers.Tier("one", "this", ((sys.executable, "-c", ""),))
+    two = tiers.Tier("two", "that", ((sys.executable, "-c", "raise SystemExit(1)"),))
+    monkeypatch.setattr(tiers, "TIERS", (one, two, tiers.Tier("three", "the rest", ())))
+    assert run(["test", "--without", "three", "--json", str(tmp_path / "result.json")]) == 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [(tier["tier"], tier["passed"], tier["failed"]) for tier in result["tiers"]] == [
+        ("one", 1, 0),
+        ("two", 0, 1),
+    ]
+    assert result["left_out"] == ["three"]
+
+
+# Tables
+
+LONG = "a-word-that-is-much-longer-than-a-column-can-be-on-a-terminal-" * 3
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_cut_from_a_table(terminal: bool) -> None:
+    to = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None, legacy_windows=False)
+    table = Table("one", "two", "three")
+    table.add_row(LONG, "word", LONG)
+    print_table(table, to)
+    assert isinstance(to.file, io.StringIO)
+    text = to.file.getvalue()
+    assert "…" not in text
+    if terminal:
+        assert max(map(len, text.splitlines())) <= 80
+        assert "".join(line.split("│")[1].strip() for line in text.splitlines() if "│" in line) == LONG
+    else:
+        assert text.count(LONG) == 2
+
+
+# Ctrl-C
+
+INTERRUPTED = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, signal, subprocess, sys, threading, time
+from onprem_mlops import cli
+
+def interrupt():
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.1)
+
+def command(*arguments, **options):
+    where = "{where}"
+    if where == "thread":
+        threading.Thread(target=interrupt, daemon=True).start()
+    elif where == "greenlet":
+        gevent.spawn(interrupt)
+    else:
+        subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -s {{'{name}'[3:]}} {{os.getpid()}}"])
+    while where == "work":
+        pass
+    gevent.joinall([gevent.spawn(gevent.sleep, 20)])
+
+cli.app = command
+sys.exit(cli.run([]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("where", ["thread", "greenlet", "loop", "work"])
+def test_an_interruption_is_told_once(where: str, name: str, tmp_path: Path) -> None:
+    """Wherever the signal meets the process: in the loop it used to be printed, in a thread it used to be lost."""
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED.format(where=where, name=name))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "error interrupted",
+        "  Run it again to go on where it stopped",
+    ]
