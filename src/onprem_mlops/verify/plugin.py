@@ -195,6 +195,9 @@ def judged(error: BaseException | None) -> tuple[Outcome, str, str]:
             return "not_checked", error.message, error.advice
         case DoesNotApply() | pytest.skip.Exception():
             return "does_not_apply", str(error), ""
+        case FileNotFoundError(filename=str() | Path()):
+            what_to_do = "`./mlops deploy` makes or fetches what belongs on this machine."
+            return "not_checked", f"{error.filename} does not exist on this machine", what_to_do
         case MlopsError():
             return "failed", error.message, ""
         case AssertionError():
