@@ -206,3 +206,27 @@ def test_an_interruption_is_told_once(where: str, name: str, tmp_path: Path) -> 
         "error interrupted",
         "  Run it again to go on where it stopped",
     ]
+
+
+# lab up
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 2), 2), ((1, 0), 1)])
+def test_lab_up_holds_the_deploy_and_the_verification(
+    codes: tuple[int, int], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed, verified = (
+        Result({"of": of}, exit_code=one) for of, one in zip(("deploy", "verify"), codes, strict=True)
+    )
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
+    monkeypatch.setattr("onprem_mlops.artifacts.Store.ensure", lambda *arguments: None)
+    monkeypatch.setattr("onprem_mlops.site.material.ensure_lab_material", lambda site: site)
+    monkeypatch.setattr("onprem_mlops.lab.up", lambda *arguments: None)
+    monkeypatch.setattr("onprem_mlops.cli.lab_commands.run_phase", lambda *arguments, **options: deployed)
+    monkeypatch.setattr("onprem_mlops.cli.lab_commands.verify_phase", lambda *arguments: verified)
+    assert run(["lab", "up", "--json", str(tmp_path / "result.json")]) == code
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["schema"], result["site"]) == ("onprem-mlops/lab-up/v1", "lab")
+    assert {"boot_seconds", "seconds"} <= result.keys()
+    assert result["deploy"] == {"of": "deploy"}
+    assert result["verify"] == (None if codes[0] else {"of": "verify"})

@@ -14,7 +14,8 @@ Inventory = Annotated[
 Role = Annotated[str | None, typer.Option("--role", help="Only this role.")]
 OnNode = Annotated[str | None, typer.Option("--node", help="Only this node.")]
 PhaseName = Annotated[
-    str | None, typer.Argument(metavar="[PHASE]", help="planning, infrastructure, integration or acceptance; all.")
+    str | None,
+    typer.Argument(metavar="[PHASE]", help="planning, infrastructure, integration or acceptance; default: all."),
 ]
 
 DEFAULT_INVENTORY = Path("inventories/lab")

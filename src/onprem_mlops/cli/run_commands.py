@@ -1,4 +1,4 @@
-"""plan, deploy, remove, status: what touches nodes through the engine."""
+"""plan, deploy, remove: what touches nodes through the engine."""
 
 from __future__ import annotations
 

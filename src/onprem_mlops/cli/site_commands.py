@@ -118,7 +118,7 @@ def validate(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
 def show(
     role: Annotated[str | None, typer.Argument(help="Only this role's.")] = None,
     name: Annotated[str | None, typer.Argument(help="Only this one; prints nothing but its value.")] = None,
-    reveal: Annotated[bool, typer.Option("--reveal", help="Show the values.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the values, in the file of --json too.")] = False,
     inventory: Inventory = DEFAULT_INVENTORY,
 ) -> Result:
     """List the secrets; with ROLE NAME print one."""

@@ -195,13 +195,16 @@ def test_secrets(plant: list[str], capsys: pytest.CaptureFixture[str], monkeypat
     value = capsys.readouterr().out.strip()
     assert value not in listed
     assert value not in Path("result.json").read_text()
-    assert run(["secrets", "show", "--reveal", *plant]) == 0
+    assert run(["secrets", "show", "--reveal", *plant, "--json", "result.json"]) == 0
     assert value in capsys.readouterr().out
+    assert json.loads(Path("result.json").read_text())["values"]["kubernetes"]["encryption_key"] == value
+    assert Path("result.json").stat().st_mode & 0o777 == 0o600
     assert run(["secrets", "rotate", "kubernetes", "encryption_key", *plant]) == 2
     assert "cannot be replaced just so" in capsys.readouterr().err
 
     monkeypatch.setenv("EDITOR", "sed -i s/encryption_key:.*/encryption_key:\\ mine/")
-    assert run(["secrets", "edit", *plant]) == 0
+    assert run(["secrets", "edit", *plant, "--json", "result.json"]) == 0
+    assert json.loads(Path("result.json").read_text())["changed"] is True
     capsys.readouterr()
     assert run(["secrets", "show", "kubernetes", "encryption_key", *plant]) == 0
     assert capsys.readouterr().out == "mine\n"
@@ -227,7 +230,7 @@ def test_certs(plant: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("inventories/plant/ca.pem").read_bytes()
     assert run(["certs", "renew-authority", "--yes-destroy", "other", *plant]) == 2
     assert Path("inventories/plant/ca.pem").read_bytes() == before
-    assert run(["certs", "renew-authority", "--yes-destroy", "plant", *plant]) == 0
+    assert run(["certs", "renew-authority", "--yes-destroy", "plant", *plant, "--json", "result.json"]) == 0
     assert Path("inventories/plant/ca.pem").read_bytes() != before
 
 
