@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from onprem_mlops.console import print_table
@@ -68,7 +69,7 @@ def show_rows(rows: list[NodeRow]) -> None:
     """Print the rows as a table."""
     table = Table("node", "address", "groups", "state", "release", "up since", "load", "memory free", "failed units")
     for row in rows:
-        state = "[green]reachable[/green]" if row.reachable else f"[red]{row.problem}[/red]"
+        state = "[green]reachable[/green]" if row.reachable else f"[red]{escape(row.problem)}[/red]"
         memory = f"{row.memory_mib} MiB" if row.reachable else ""
         failed = ", ".join(row.failed_units)
         table.add_row(
