@@ -1,12 +1,17 @@
-"""The process of the command line. gevent comes first, before anything that it has to patch."""
+"""The process of the command line. gevent comes first, before anything that it has to patch.
+
+`mirror` alone goes without: it fills the store with real threads and calls native code from them, which does not stand
+being run on greenlets' stacks.
+"""
 
 from __future__ import annotations
 
-from gevent import monkey
+import sys
 
-monkey.patch_all()
+if sys.argv[1:2] != ["mirror"]:
+    from gevent import monkey
 
-import sys  # noqa: E402
+    monkey.patch_all()
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def test_lab_up_holds_the_deploy_and_the_verification(
         Result({"of": of}, exit_code=one) for of, one in zip(("deploy", "verify"), codes, strict=True)
     )
     monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
-    monkeypatch.setattr("onprem_mlops.artifacts.Store.ensure", lambda *arguments: None)
+    monkeypatch.setattr("onprem_mlops.artifacts.Store.missing", lambda *arguments: ())
     monkeypatch.setattr("onprem_mlops.site.material.ensure_lab_material", lambda site: site)
     monkeypatch.setattr("onprem_mlops.lab.up", lambda *arguments: None)
     monkeypatch.setattr("onprem_mlops.cli.lab_commands.run_phase", lambda *arguments, **options: deployed)
@@ -230,3 +230,14 @@ def test_lab_up_holds_the_deploy_and_the_verification(
     assert {"boot_seconds", "seconds"} <= result.keys()
     assert result["deploy"] == {"of": "deploy"}
     assert result["verify"] == (None if codes[0] else {"of": "verify"})
+
+
+@pytest.mark.parametrize(("command", "green"), [("mirror", False), ("deploy", True)])
+def test_the_store_is_filled_by_real_threads(command: str, green: bool) -> None:
+    # Signing packages on a greenlet's stack ended in a segmentation fault.
+    script = (
+        f"import sys; sys.argv = ['mlops', '{command}']; import onprem_mlops.__main__; "
+        "from gevent import monkey; print(monkey.is_module_patched('threading'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(green)

@@ -173,6 +173,11 @@ class Store:
         manifests = tuple(run.there[artifact.name] for artifact in artifacts)
         return Built(manifests, tuple(run.made), time.monotonic() - begin)
 
+    def missing(self, names: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Which of `names` (None: all that is on by default), and of what they are made from, `ensure` would make."""
+        run = _Run(silent, "auto", frozenset(), datetime.now(UTC))
+        return tuple(artifact.name for artifact in self._stale(self.catalogue.closure(names), run))
+
     def _stale(self, artifacts: Iterable[Artifact], run: _Run) -> list[Artifact]:
         stale: list[Artifact] = []
         for artifact in artifacts:

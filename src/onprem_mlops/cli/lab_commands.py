@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,8 +61,6 @@ def up(
     nodes_only: Annotated[bool, typer.Option("--nodes-only", help="Boot the nodes; lay nothing down.")] = False,
 ) -> Result:
     """Boot the nodes, lay down the infrastructure phase, and verify it. What is up already stays."""
-    from onprem_mlops.artifacts import Store
-    from onprem_mlops.artifacts.display import BuildDisplay
     from onprem_mlops.artifacts.publish import needed_by
     from onprem_mlops.console import console
     from onprem_mlops.lab import LabSpec
@@ -70,8 +70,8 @@ def up(
     began = time.monotonic()
     loaded, spec = _lab(site, inventory)
     roots = {f"lab-rootfs-{node.release}" for node in spec.nodes}
-    with BuildDisplay(console) as display:
-        Store().ensure(sorted({*needed_by(loaded), *roots}), display)
+    if code := _fill_store(sorted({*needed_by(loaded), *roots})):
+        return Result({"site": loaded.name, "boot_seconds": None, "deploy": None, "verify": None}, exit_code=code)
     loaded = ensure_lab_material(loaded)
     booting = time.monotonic()
     boot(LabSpec.from_site(loaded), _say)
@@ -82,6 +82,17 @@ def up(
         console.print(f"[bold green]The lab is up and verified[/bold green] in {done['seconds']:.0f} s.")
         console.print("  ./mlops kubectl -- get nodes     ./mlops ssh cp1     ./mlops lab down")
     return Result({"deploy": None, "verify": None, **done}, exit_code=code)
+
+
+def _fill_store(names: list[str]) -> int:
+    """Make what the store lacks, in a process of its own (see `__main__`); gives its exit code."""
+    from onprem_mlops.artifacts import Store
+    from onprem_mlops.cli.handing_over import hand_over
+
+    if not Store().missing(names):
+        return 0
+    command = [sys.executable, "-m", "onprem_mlops", "mirror", "build", *names]
+    return hand_over(command, lambda: subprocess.run(command, check=False).returncode).exit_code
 
 
 def _lay_down(site: Site, done: dict[str, Any]) -> int:

@@ -118,7 +118,12 @@ class Run:
                 for node in self._graph.nodes:
                     if node.name not in self.result.unreachable:
                         workers.spawn(self._work, node)
-                workers.join(raise_error=True)
+                try:
+                    workers.join(raise_error=True)
+                except BaseException:
+                    # Interrupted: what a worker would still say of its broken connection is no failure of the node.
+                    workers.kill(block=False)
+                    raise
             finally:
                 self._disconnect()
         self.result.seconds = time.monotonic() - started

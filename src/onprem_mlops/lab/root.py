@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from onprem_mlops.artifacts.store import Store
+from onprem_mlops.errors import RequestError
 from onprem_mlops.lab.folders import shared_folder
 from onprem_mlops.lab.host import locked, run
 from onprem_mlops.lab.spec import Release
@@ -15,12 +16,13 @@ _ARCHIVE = "rootfs.tar"
 
 
 def root_file_system(release: Release, site: str) -> Path:
-    """The unpacked root file system of a release for a site's disks, made by the artifact store if it has none.
+    """The unpacked root file system of a release for a site's disks. Raises RequestError if the store lacks it.
 
     One folder a digest, never changed: disks are layers over it. It stays until `forget` of all sites that asked.
     """
     store, artifact = Store(), f"lab-rootfs-{release}"
-    store.ensure([artifact])
+    if store.missing([artifact]):
+        raise RequestError(f"the artifact store has no {artifact}", f"Make it with ./mlops mirror build {artifact}.")
     archive = store.file(artifact, _ARCHIVE)
     tree = shared_folder() / "roots" / f"{release}-{archive.sha256[:16]}"
     with locked(_lock()):

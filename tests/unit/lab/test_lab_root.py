@@ -21,7 +21,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(archive, "w") as tar:
         tar.add(tmp_path / "hostname", "etc/hostname")
     found = SimpleNamespace(path=archive, sha256="ab" * 32)
-    monkeypatch.setattr(root, "Store", lambda: SimpleNamespace(ensure=lambda _: None, file=lambda *_: found))
+    monkeypatch.setattr(root, "Store", lambda: SimpleNamespace(missing=lambda _: (), file=lambda *_: found))
 
 
 def test_labs_share_one_copy_that_goes_with_the_last() -> None:
