@@ -35,7 +35,7 @@ umask 077
 mkdir -p {folder}
 # An earlier run may have died during its trial: what it tried was never proven, so it goes first.
 if systemctl -q is-active {unit}.timer; then sh {undo}; systemctl stop {unit}.timer; fi
-{prepare}
+( {prepare} ) || exit 1
 printf '%s\\n' {undo_text} >{undo}
 systemctl reset-failed {unit}.service {unit}.timer 2>/dev/null || true
 systemd-run -q --collect --unit={unit} --on-active={seconds} --timer-property=AccuracySec=1s /bin/sh {undo}
@@ -46,10 +46,12 @@ _KEEP = """\
 set -e
 systemctl stop {unit}.timer 2>/dev/null || true
 if ! ( {holds} ); then
-  echo 'the node took the change back by itself, because the controller could not reach it in time' >&2
+  echo 'the change is not what it was to be, or the node took it back because the controller was too slow; undone' >&2
+  sh {undo}
   exit 1
 fi
-{keep}
+# What is in force but would not last (a full disk) would be gone after a boot, with nobody there to see it.
+if ! ( {keep} ); then sh {undo}; exit 1; fi
 rm -f {undo}
 """
 
@@ -121,6 +123,9 @@ def on_trial(
     diff: Diff | None = None,
 ) -> Iterator[Command]:
     """The commands of one change on trial, to `yield from` in an operation.
+
+    Each piece of shell is one list joined with `&&`: what counts is its exit status, and `set -e` does not see a
+    failure in the middle of such a list. Only `undo` goes on past what fails.
 
     Args:
         name: names the node's timer (`onprem-<name>-trial`).

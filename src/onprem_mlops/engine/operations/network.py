@@ -88,9 +88,9 @@ def ruleset(path: str, table: str, body: str) -> Iterator[Command]:
         table,
         "this packet filter",
         prepare=(
-            f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} && base64 -d >{new} && nft -c -f {new}\n"
-            f"printf 'table inet {table}\\ndelete table inet {table}\\n' >{saved}\n"
-            f"nft list table inet {table} >>{saved} 2>/dev/null || true"
+            f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} && base64 -d >{new} && nft -c -f {new} "
+            f"&& printf 'table inet {table}\\ndelete table inet {table}\\n' >{saved} "
+            f"&& {{ ! nft list table inet {table} >/dev/null 2>&1 || nft list table inet {table} >>{saved}; }}"
         ),
         apply=f"nft -f {new}",
         undo=f"nft -f {saved}; {mark}",
@@ -117,10 +117,12 @@ def no_ruleset(path: str, table: str) -> Iterator[Command]:
         yield Command(f"rm -f {shlex.quote(path)}")
 
 
-SSHD = "systemctl reset-failed ssh.service; systemctl restart ssh.service"
+SSHD = "{ systemctl reset-failed ssh.service; systemctl restart ssh.service; }"
 # Not a reload: a restart leaves sessions alone too, and its time shows which configuration the server runs with.
 # The reset empties systemd's count of starts: at the sixth within ten seconds (runs that die one after the other, each
 # undone by the next) it would leave the server stopped, and the node without a door.
+
+_PREVIOUS = f"{FOLDER}/sshd.previous"
 
 
 @operation
@@ -132,20 +134,31 @@ def sshd(path: str, text: str) -> Iterator[Command]:
     right_file = now == FileState("file", "600", "root", "root", len(raw), hashlib.sha256(raw).hexdigest())
     if right_file and not _older_than(service, path) and not host.get_fact(Probe, command=pending("sshd")).ok:
         return
-    new, target, saved = shlex.quote(f"{path}.mlops-new"), shlex.quote(path), f"{FOLDER}/sshd.previous"
+    new, target = shlex.quote(f"{path}.mlops-new"), shlex.quote(path)
     yield from on_trial(
         "sshd",
         "this configuration of the SSH server",
         prepare=(
-            f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} /run/sshd && base64 -d >{new} && rm -f {saved}\n"
-            f"if [ -e {target} ]; then cp -p {target} {saved}; fi"
+            f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} /run/sshd && base64 -d >{new} && sync {new} "
+            f"&& {_saved(target)}"
         ),
         apply=f"mv -fT {new} {target} && sshd -t && {SSHD}",
-        undo=f"if [ -e {saved} ]; then cp -p {saved} {target}; else rm -f {target}; fi; {SSHD}",
+        undo=_as_saved(target),
         holds=f"[ \"$(sha256sum <{target})\" = '{hashlib.sha256(raw).hexdigest()}  -' ] && systemctl -q is-active ssh",
         stdin=base64.encodebytes(raw).decode(),
         diff=_diff(path, now, text, right_file),
     )
+
+
+def _saved(target: str) -> str:
+    """Shell: keep what an SSH server's (quoted) configuration file is now, or that there is none."""
+    return f"rm -f {_PREVIOUS} && {{ [ ! -e {target} ] || cp -p {target} {_PREVIOUS}; }}"
+
+
+def _as_saved(target: str) -> str:
+    """Shell: the file as it was saved. Beside it and moved: a full disk leaves it whole, if not the old one."""
+    back = f"cp -p {_PREVIOUS} {target}.mlops-old && mv -fT {target}.mlops-old {target}"
+    return f"if [ -e {_PREVIOUS} ]; then {back}; else rm -f {target}; fi; {SSHD}"
 
 
 def _older_than(service: UnitState, path: str) -> bool:
@@ -157,6 +170,15 @@ def _older_than(service: UnitState, path: str) -> bool:
 
 @operation
 def no_sshd(path: str) -> Iterator[Command]:
-    """The SSH server without that configuration file."""
-    if host.get_fact(File, path=path).kind != "absent":
-        yield Command(f"rm -f {shlex.quote(path)} && sshd -t && {SSHD}")
+    """The SSH server without that configuration file, on trial too: what is left may let nobody in."""
+    if host.get_fact(File, path=path).kind == "absent" and not host.get_fact(Probe, command=pending("sshd")).ok:
+        return
+    target = shlex.quote(path)
+    yield from on_trial(
+        "sshd",
+        "the SSH server without our configuration",
+        prepare=f"mkdir -p /run/sshd && {_saved(target)}",
+        apply=f"rm -f {target} && sshd -t && {SSHD}",
+        undo=_as_saved(target),
+        holds=f"[ ! -e {target} ] && systemctl -q is-active ssh",
+    )
