@@ -16,7 +16,7 @@ PHASE = Phase(
             steps={
                 "packages": needs("mirror.serve"),
                 # Nothing waits for automatic updates: nodes of the cluster lay them down while its pods come up.
-                "updates": needs("mirror.serve", here=("kubernetes.join", "kubernetes.mark")),
+                "updates": needs(here=("node.packages", "kubernetes.join", "kubernetes.mark")),
             },
         ),
         Use("firewall", here=("node.packages",)),

@@ -165,7 +165,8 @@ def _own_endpoint(ctx: Context[Settings]) -> str:
 def _leader(ctx: Context[Settings], state: Mapping[str, str]) -> str:
     """The control plane that acts for the cluster: the first that is one already, else the first of the site file."""
     planes = [node.name for node in ctx.nodes(CONTROL_PLANE)]
-    return next((name for name in planes if state.get(name) in ("complete", "silent")), planes[0])
+    found = (name for wanted in ("complete", "silent") for name in planes if state.get(name) == wanted)
+    return next(found, planes[0])
 
 
 @step(on=CONTROL_PLANE)
@@ -173,7 +174,27 @@ def init(ctx: Context[Settings], state: dict[str, str]) -> None:
     """The first control plane, complete."""
     if ctx.node.name != _leader(ctx, state):
         return
+    if state[ctx.node.name] == "nothing":
+        _refuse_second_cluster(ctx, state)
     kubeadm.init("first control plane", CONFIG)
+
+
+def _refuse_second_cluster(ctx: Context[Settings], state: Mapping[str, str]) -> None:
+    """Raise MlopsError unless it is certain that the site has no cluster yet: a second one would take its address."""
+    unknown = [node.name for node in ctx.nodes(CONTROL_PLANE) if node.name not in state]
+    members = [name for name, one in state.items() if one == "complete"]
+    if unknown:
+        raise MlopsError(
+            f"{ctx.node.name} is in no cluster, and {', '.join(unknown)}, which may have one, did not say",
+            "Deploy once all control planes can be reached, without --node. A control plane that is gone for good has "
+            "to leave site.yaml first.",
+        )
+    if members:
+        raise MlopsError(
+            f"no control plane has a cluster, but {', '.join(members)} belongs to one",
+            "Bring the cluster's database back, or, if the cluster is lost, take each of them out of it first: "
+            f"./mlops remove --role kubernetes --node {members[0]}",
+        )
 
 
 @step(on=CONTROL_PLANE, after=("init",))
@@ -183,6 +204,9 @@ def admission(ctx: Context[Settings], state: dict[str, str]) -> Admission | None
     missing = [name for name, one in state.items() if one in ("nothing", "partial") and name != leader]
     if ctx.node.name != leader or not missing:
         return None
+    lost = [node.name for node in ctx.nodes(CONTROL_PLANE) if state.get(node.name) == "nothing"]
+    if lost:
+        kubeadm.etcd_without("control planes that came back empty are no members of etcd", *lost)
     token = kubeadm.token("bootstrap token").stdout.strip()
     authority = probe("base64 -w0 /etc/kubernetes/pki/ca.crt").text
     keys = (
@@ -235,7 +259,7 @@ def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
     if _is_plane(ctx):
         with _one_at_a_time:
             kubeadm.api_certificate("names of the API server", CONFIG, ctx.settings.certificate_names(ctx.site))
-            kubeadm.certificates_renewed("certificates of the control plane")
+            kubeadm.certificates("certificates of the control plane")
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
@@ -256,7 +280,8 @@ def mark(ctx: Context[Settings], state: dict[str, str]) -> None:
     if ctx.node.name != _leader(ctx, state):
         return
     for node in ctx.site.nodes:
-        if set(ON) & set(node.groups):
+        # A node that this run does not lay down may not be in the cluster; naming it there would make it up.
+        if node.name in state:
             labels = dict(node.labels)
             if "worker" in node.groups:
                 labels["node-role.kubernetes.io/worker"] = ""
@@ -296,7 +321,9 @@ def remove(ctx: Context[Settings]) -> None:
         shell.run(
             f"the cluster's database is kept in {saved}",
             "systemctl stop kubelet; crictl ps --name etcd --quiet | xargs -r crictl stop; "
-            f"mkdir -p -m 700 {saved} && cp -a /var/lib/etcd/member {saved}/",
+            # Whole under its own name or not at all: an earlier database is never written over.
+            f"mkdir -p -m 700 {saved} && rm -rf {saved}/new && cp -a /var/lib/etcd/member {saved}/new && sync "
+            f"&& mv -T {saved}/new {saved}/member-$(date -u +%Y%m%dT%H%M%SZ)",
             unless="[ ! -d /var/lib/etcd/member ]",
         )
     kubeadm.reset("the node leaves the cluster")

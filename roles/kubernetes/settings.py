@@ -117,7 +117,7 @@ class Settings(RoleSettings):
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """Ports to open on ``node``."""
         if "control_plane" in node.groups:
-            everybody = ("nodes", "pods", "controller")
+            everybody = ("control_plane", "worker", "pods", "controller")
             yield Opening(self.endpoint_port, everybody, "Kubernetes API endpoint (haproxy)")
             yield Opening(API_PORT, everybody, "Kubernetes API server")
             if len(site.in_group("control_plane")) > 1:

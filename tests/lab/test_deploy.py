@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +21,12 @@ KILLS = 25
 STRIDE = 4
 """Operations that a run may begin before it is killed."""
 
-DANGEROUS = ("kubernetes.init", "kubernetes.join", "base packages", "certificate of the mirror", ": kubelet")
-"""Where a run is killed at once: kubeadm init and join, an apt transaction, a certificate, a download."""
+CERTIFICATE = "certificate of the mirror"
+SLOW_MS = 20
+"""Delay of the node that gets the certificate, so that the kill is certain to come before the write has ended."""
 
-LONG = ("kubernetes.init", "kubernetes.join", "base packages", ": kubelet")
-"""Those that take long enough for a kill to be certain to meet them."""
+DANGEROUS = ("kubernetes.init", "kubernetes.join", "base packages", CERTIFICATE, ": kubelet")
+"""Where a run is killed at once: kubeadm init and join, an apt transaction, a certificate, a download."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def killed_at(site: TestSite) -> list[str]:
     """Kill the first deploy again and again, each time a few operations further; then let it end."""
     points: list[str] = []
     kills = 0
+    lab.netem(site.spec, "s1", delay_ms=SLOW_MS, loss_percent=0)
     while True:
         run = site.deploying()
         seen = 0
@@ -51,10 +52,12 @@ def killed_at(site: TestSite) -> list[str]:
             dangerous = any(word in _point(event) for word in DANGEROUS)
             if seen >= STRIDE or (dangerous and _point(event) not in points):
                 # Inside the operation: a file is written within milliseconds, what fetches or makes takes longer.
-                time.sleep(0 if "certificate" in _point(event) else 0.3)
+                time.sleep(0 if CERTIFICATE in _point(event) else 0.3)
                 run.signal(signal.SIGKILL)
                 kills += 1
                 points += sorted({_point(event), *_cut_off(run)})
+                if CERTIFICATE in _point(event):
+                    lab.clear_netem(site.spec, "s1")
                 break
         else:
             run.wait().must()
@@ -78,7 +81,7 @@ def _cut_off(run: Deploying) -> set[str]:
 
 
 def test_a_deploy_that_is_killed_again_and_again_ends_verified(site: TestSite, killed_at: list[str]) -> None:
-    for word in LONG:
+    for word in DANGEROUS:
         assert any(word in point for point in killed_at), f"no kill inside {word}: {killed_at}"
     site.run("verify", "infrastructure").must()
 
@@ -162,19 +165,22 @@ def test_a_wrong_host_key_is_refused_before_anything_is_touched(site: TestSite, 
     site.run("deploy", "infrastructure", "--node", "b1").must()
 
 
+LISTED = "find /etc/containerd -type f -exec sha256sum {} + | sort"
+
+
 def test_a_full_disk_names_the_node_and_leaves_nothing_half_written(site: TestSite, killed_at: list[str]) -> None:
-    before = site.on("w1", "sha256sum /etc/containerd/config.toml")
-    site.on("w1", "cp -a /etc/containerd /root/kept && mount -t tmpfs -o size=16k full /etc/containerd")
-    site.on("w1", "cp -a /root/kept/. /etc/containerd/; echo '# drift' >>/etc/containerd/config.toml", check=False)
-    site.on("w1", "dd if=/dev/zero of=/etc/containerd/filler bs=1k count=64 2>/dev/null", check=False)
+    site.on("w1", "cp -a /etc/containerd /root/kept && mount -t tmpfs -o size=64k full /etc/containerd")
     try:
+        site.on("w1", "cp -a /root/kept/. /etc/containerd/; echo '# drift' >>/etc/containerd/config.toml")
+        site.on("w1", "dd if=/dev/zero of=/etc/containerd/filler bs=1k count=64 2>/dev/null", check=False)
+        before = site.on("w1", LISTED)
         failed = site.run("deploy", "infrastructure", "--node", "w1").must(1)
         assert "No space left on device" in failed.output
         assert "on w1" in failed.output
         assert "Traceback" not in failed.output
+        assert site.on("w1", LISTED) == before
     finally:
-        site.on("w1", "umount /etc/containerd")
-    assert site.on("w1", "sha256sum /etc/containerd/config.toml") == before
+        site.on("w1", "umount /etc/containerd; rm -rf /root/kept")
     site.run("deploy", "infrastructure", "--node", "w1").must()
 
 
@@ -195,21 +201,26 @@ def test_a_file_corrupted_on_its_way_is_refused(site: TestSite, killed_at: list[
     assert site.on("w1", f"{binary} --version")
 
 
+BOOT = "cat /proc/sys/kernel/random/boot_id"
+
+
 def test_a_node_that_reboots_during_a_step(site: TestSite, killed_at: list[str]) -> None:
+    boot = site.on("w1", BOOT)
     site.on("w1", "rm /usr/local/bin/kubelet")
-    run = site.deploying()
-    assert run.until(lambda event: event["kind"] == "operation_started" and event["node"] == "w1")
-    threading.Thread(target=lab.reboot, args=(site.spec, "w1")).start()
-    run.wait()
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and "w1" not in site.run("status").output:
-        time.sleep(1)
+    # Slow enough for the boot to meet the step: an answer takes two thirds of a second.
+    lab.netem(site.spec, "w1", delay_ms=300, loss_percent=0)
+    try:
+        run = site.deploying()
+        assert run.until(lambda event: event["kind"] == "operation_started" and event["node"] == "w1")
+        lab.reboot(site.spec, "w1")
+        ended = run.wait().must(1)
+        assert "w1" in ended.output
+        assert "Traceback" not in ended.output
+    finally:
+        lab.clear_netem(site.spec, "w1")
+    assert site.on("w1", BOOT) != boot
     site.run("deploy", "infrastructure").must()
-    # The pods of a node that was away come back in their own time.
-    end = time.monotonic() + 180
-    while (verified := site.run("verify", "infrastructure")).code != 0 and time.monotonic() < end:
-        time.sleep(5)
-    verified.must()
+    site.run("verify", "infrastructure").must()
 
 
 def test_a_slow_and_lossy_network(site: TestSite, killed_at: list[str]) -> None:

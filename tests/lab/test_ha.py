@@ -44,6 +44,23 @@ def test_the_kubeconfig_names_the_shared_address(site: TestSite) -> None:
     assert server[1] == str(load_site(site.folder).networks.api_address)
 
 
+LOSE_DISK = """\
+systemctl stop kubelet; crictl pods -q | xargs -r crictl rmp -f >/dev/null 2>&1
+mount | sed -n 's|.* on \\(/var/lib/kubelet/.*\\) type .*|\\1|p' | xargs -r umount
+rm -rf /etc/kubernetes; find /var/lib/etcd /var/lib/kubelet -mindepth 1 -delete
+"""
+
+
+def test_a_first_control_plane_that_lost_its_disk_joins_again(site: TestSite) -> None:
+    cluster = site.kubectl("get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}")
+    site.on("cp1", LOSE_DISK)
+    refused = site.run("deploy", "infrastructure", "--node", "cp1").must(1)
+    assert "cp1 is in no cluster, and cp2, cp3, which may have one, did not say" in " ".join(refused.output.split())
+    site.run("deploy", "infrastructure").must()
+    site.run("verify", "infrastructure").must()
+    assert site.kubectl("get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}") == cluster
+
+
 def test_the_loss_of_the_control_plane_that_holds_the_address(site: TestSite) -> None:
     lost = holder(site)
     lab.power_cut(site.spec, lost)

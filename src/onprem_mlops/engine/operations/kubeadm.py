@@ -198,6 +198,29 @@ def join_control_plane(config: str, admission: Admission, *, node: str, server: 
     )
 
 
+_ETCDCTL = (
+    "crictl exec $(crictl ps --name '^etcd$' --state Running --quiet) etcdctl --endpoints=https://127.0.0.1:2379 "
+    + " ".join(
+        f"--{what}={PKI}/etcd/{file}"
+        for what, file in (("cacert", "ca.crt"), ("cert", "healthcheck-client.crt"), ("key", "healthcheck-client.key"))
+    )
+)
+
+
+@operation
+def etcd_without(*nodes: str) -> Iterator[Command]:
+    """etcd has no members of these names. Runs on another control plane.
+
+    A control plane that lost its disk may not come back as the member it was: it would vouch for writes that it has
+    forgotten.
+    """
+    listed = host.get_fact(Probe, command=f"{_ETCDCTL} member list").text
+    members = [line.split(", ") for line in listed.splitlines()]
+    for identity, _, name, *_ in members:
+        if name in nodes:
+            yield Command(f"{_ETCDCTL} member remove {shlex.quote(identity)} # {shlex.quote(name)}", timeout=60)
+
+
 @operation
 def renewed_manifests(config: str) -> Iterator[Command]:
     """Static pods of the control plane as the configuration says, written anew if it is newer than they are."""
@@ -236,20 +259,45 @@ RENEW_DAYS = 122
 """A third of the year that kubeadm's certificates live."""
 
 
+_USED = {
+    "etcd": (f"{PKI}/etcd/server.crt", f"{PKI}/etcd/peer.crt"),
+    "kube-apiserver": tuple(
+        f"{PKI}/{one}.crt"
+        for one in ("apiserver", "apiserver-kubelet-client", "apiserver-etcd-client", "front-proxy-client")
+    ),
+    "kube-controller-manager": ("/etc/kubernetes/controller-manager.conf",),
+    "kube-scheduler": ("/etc/kubernetes/scheduler.conf",),
+}
+"""Static pods, and the files whose certificates they read when they start."""
+
+
+def _behind() -> str:
+    """Shell: names of the static pods that began before one of their certificates was written."""
+    checks = "; ".join(f"behind {pod} {' '.join(paths)}" for pod, paths in _USED.items())
+    return (
+        'behind() { pid=$(pgrep -o -f "^$1 ") || return 0; began=$(( $(date +%s) - $(ps -o etimes= -p $pid) )); '
+        'pod=$1; shift; for one; do if [ "$(stat -c %Y "$one")" -gt $began ]; then echo $pod; return; fi; done; }; '
+        f"{checks}"
+    )
+
+
 @operation
-def certificates_renewed() -> Iterator[Command]:
-    """The control plane's certificates live for another while; the authorities (ten years) are not touched."""
+def certificates() -> Iterator[Command]:
+    """The control plane's certificates live for another while, and its pods run with those that are on disk.
+
+    The authorities (ten years) are not touched. A run that died, or a person who renewed by hand, leaves pods with
+    certificates that end unseen: when a pod began is what decides, not who wrote the file.
+    """
     lasting = " && ".join(
         f"openssl x509 -in {PKI}/{one}.crt -noout -checkend {RENEW_DAYS * 86400}"
         for one in ("apiserver", "apiserver-kubelet-client", "etcd/server")
     )
-    if host.get_fact(Probe, command=lasting).ok:
+    if not host.get_fact(Probe, command=lasting).ok:
+        yield Command("kubeadm certs renew all && " + " && ".join(_restarted(one) for one in _USED), timeout=600)
         return
-    pods = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-    yield Command(
-        "kubeadm certs renew all && " + " && ".join(_restarted(one) for one in pods),
-        timeout=600,
-    )
+    behind = host.get_fact(Probe, command=_behind()).text.split()
+    if behind:
+        yield Command(" && ".join(_restarted(one) for one in behind), timeout=600)
 
 
 def _restarted(pod: str) -> str:

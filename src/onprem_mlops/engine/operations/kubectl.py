@@ -146,21 +146,51 @@ def folder_absent(folder: str, *, last: str) -> Iterator[Command]:
 def rolled_out(*workloads: str, namespace: str, seconds: int = 180) -> Iterator[Command]:
     """These workloads (`daemonsets/name`, `deployments/name`) run in their newest form, on every node that they should.
 
-    What hinders is printed if they do not within `seconds`.
+    Nodes that the cluster has lost sight of are not waited for: there a daemon set counts without them, and of a
+    deployment as much as keeps it available is enough. What hinders is printed if they do not within `seconds`.
     """
-    waiting = [one for one in workloads if not _is_rolled_out(one, namespace)]
+    lost = _lost_nodes()
+    waiting = [one for one in workloads if not _is_rolled_out(one, namespace, lost)]
     if waiting:
         names = " ".join(shlex.quote(one) for one in waiting)
         where = f"-n {shlex.quote(namespace)}"
-        yield Command(
-            f"for one in {names}; do {KUBECTL} rollout status {where} --timeout={seconds}s $one || "
-            f"{{ {KUBECTL} get pods {where} -o wide >&2; {KUBECTL} get events {where} --field-selector=type=Warning "
-            "--sort-by=.lastTimestamp 2>/dev/null | tail -n 12 >&2; exit 1; }; done",
-            timeout=(seconds + 30) * len(waiting),
-        )
+        yield Command(_WAIT.format(kubectl=KUBECTL, where=where, names=names, seconds=seconds), timeout=seconds + 60)
 
 
-def _is_rolled_out(workload: str, namespace: str) -> bool:
+_WAIT = """\
+ready='{{range .items[*]}}{{.status.conditions[?(@.type=="Ready")].status}}{{"\\n"}}{{end}}'
+lost() {{ {kubectl} get nodes -o jsonpath="$ready" | grep -cx Unknown; }}
+number() {{ {kubectl} get {where} "$1" -o jsonpath="{{.status.$2}}"; }}
+enough() {{ case $1 in
+  daemonsets/*) [ "$(number "$1" numberAvailable)" -ge $(( $(number "$1" desiredNumberScheduled) - $2 )) ] ;;
+  *) {kubectl} wait {where} --for=condition=Available --timeout=1s "$1" ;;
+esac >/dev/null 2>&1; }}
+up() {{ {kubectl} rollout status {where} --timeout=5s "$1" 2>/dev/null && return
+  n=$(lost); [ "$n" -gt 0 ] && enough "$1" "$n"; }}
+end=$(( $(date +%s) + {seconds} ))
+for one in {names}; do
+  until up "$one"; do
+    [ $(date +%s) -lt $end ] && sleep 1 && continue
+    echo "$one is not up after {seconds} s" >&2
+    {kubectl} get pods {where} -o wide >&2
+    {kubectl} get events {where} --field-selector=type=Warning --sort-by=.lastTimestamp 2>/dev/null | tail -n 12 >&2
+    exit 1
+  done
+done"""
+"""Shell: wait for workloads one after the other."""
+
+
+def _lost_nodes() -> int:
+    """How many nodes the cluster has not heard of for a while. One that is just not ready yet is not among them."""
+    conditions = [
+        condition
+        for node in api("/api/v1/nodes").body.get("items", ())
+        for condition in node["status"].get("conditions", ())
+    ]
+    return sum(one["type"] == "Ready" and one["status"] == "Unknown" for one in conditions)
+
+
+def _is_rolled_out(workload: str, namespace: str, lost: int) -> bool:
     answer = api(f"/apis/apps/v1/namespaces/{namespace}/{workload}")
     if answer.status != 200:
         return False
@@ -170,7 +200,10 @@ def _is_rolled_out(workload: str, namespace: str) -> bool:
         return False
     if body["kind"] == "DaemonSet":
         wanted = status["desiredNumberScheduled"]
-        return bool(wanted) and wanted == status.get("updatedNumberScheduled") == status.get("numberAvailable")
+        run = min(status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0))
+        return bool(wanted) and run >= wanted - lost
+    if lost:
+        return any(one["type"] == "Available" and one["status"] == "True" for one in status.get("conditions", ()))
     wanted = spec["replicas"]
     return all(status.get(key) == wanted for key in ("replicas", "updatedReplicas", "availableReplicas"))
 
@@ -192,7 +225,10 @@ def label_and_taint(node: str, *, labels: Mapping[str, str], taints: tuple[str, 
     name = shlex.quote(node)
     if ours != labels or _annotated(found) != taints:
         # kubeadm does not wait for the kubelet to register its node; applying earlier would make one in its place.
-        there = f"for i in $(seq 120); do {KUBECTL} get node {name} >/dev/null 2>&1 && break; sleep 0.5; done; "
+        there = (
+            f"i=0; until {KUBECTL} get node {name} >/dev/null 2>&1; do i=$((i+1)); [ $i -lt 120 ] || "
+            f"{{ echo 'the kubelet of {node} has not registered it within 60 s' >&2; exit 1; }}; sleep 0.5; done; "
+        )
         yield Command(
             ("" if found else there) + f"{KUBECTL} apply {_SERVER_SIDE} -f -",
             stdin=json.dumps(_node_manifest(node, labels, taints)),
