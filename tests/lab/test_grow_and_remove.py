@@ -61,10 +61,9 @@ def test_a_new_node_is_laid_down_and_others_only_hear_of_it(deployed: TestSite) 
     result = site.json("deploy", "infrastructure")
     others = {(step["step"], step["node"]) for step in result["steps"] if step["changed"] and step["node"] != "w2"}
     names_and_rules = {(step, node) for step in ("node.base", "firewall.rules") for node in ("cp1", "w1", "s1", "b1")}
-    cluster = {(f"kubernetes.{step}", "cp1") for step in ("prepare", "admission", "approve", "mark")}
-    assert others <= names_and_rules | cluster | {("network.names", "cp1"), ("network.ready", "cp1")}, (
-        "old nodes only hear of the new one"
-    )
+    steps = ("kubernetes.prepare", "kubernetes.admission", "kubernetes.approve", "kubernetes.mark", "network.names")
+    cluster = {(step, "cp1") for step in (*steps, "network.ready")}
+    assert others <= names_and_rules | cluster, "old nodes only hear of the new one"
     assert site.on("w2", ". /etc/os-release; echo $VERSION_ID") == "13"
     site.run("verify", "infrastructure").must()
     assert site.kubectl("get", "nodes", "-l", "example.com/rack=r2", "-o", "name").strip() == "node/w2"
