@@ -17,7 +17,7 @@ from typing import Any
 from onprem_mlops.artifacts.publish import StorePublisher
 from onprem_mlops.engine.results import RunResult
 from onprem_mlops.engine.run import Run
-from onprem_mlops.errors import RequestError
+from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.events import Event, Listener, to_all
 from onprem_mlops.plan import Graph, PlannedStep
 from onprem_mlops.site import Node, Site
@@ -116,11 +116,18 @@ def _log(work: Work) -> Iterator[Listener]:
     folder = work.site.state / "runs" / f"{stamp}-{'plan' if work.planning else 'deploy'}-{os.getpid()}"
     folder.mkdir(parents=True, mode=0o700)
     _forget_old(folder.parent)
-    with (folder / "run.jsonl").open("w") as file:
+    path = folder / "run.jsonl"
+    # Unbuffered: what a full disk did not take must not fail a second time when the file is closed.
+    with path.open("wb", buffering=0) as file:
 
         def write(event: Event) -> None:
-            file.write(json.dumps(event.record()) + "\n")
-            file.flush()
+            try:
+                file.write(json.dumps(event.record()).encode() + b"\n")
+            except OSError as error:
+                raise MlopsError(
+                    f"the run's log {path} cannot be written ({error.strerror}); the run has stopped",
+                    "Make room on this machine, then run the same command again: it goes on from here.",
+                ) from error
 
         yield write
 

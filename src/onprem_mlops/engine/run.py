@@ -97,10 +97,16 @@ class Run:
         self._progress = {one.id: _Progress(one, {node.name for node in one.nodes}) for one in graph}
         self._moved = Signal()
         self._stopped_by = ""
+        self._broken: Exception | None = None
+        """What ended a worker that is not its node's failure, such as a listener that cannot write."""
         self.result = RunResult(site.name, phase, planning)
 
     def execute(self) -> RunResult:
-        """Connect, run every step, disconnect. Raises RequestError if a node's host key is not the pinned one."""
+        """Connect, run every step, disconnect.
+
+        Raises RequestError if a node's host key is not the pinned one, and what a listener raises: nobody would know
+        what such a run did, so it ends once the steps that run have ended.
+        """
         started = time.monotonic()
         self._listener(
             RunStarted(
@@ -124,6 +130,8 @@ class Run:
                     # Interrupted: what a worker would still say of its broken connection is no failure of the node.
                     workers.kill(block=False)
                     raise
+                if self._broken is not None:
+                    raise self._broken
             finally:
                 self._disconnect()
         self.result.seconds = time.monotonic() - started
@@ -221,7 +229,20 @@ class Run:
     # Steps
 
     def _work(self, node: Node) -> None:
-        """One node's worker: the first step in plan order that is ready, until none is left."""
+        """One node's worker. If it breaks, the run stops; no other worker may wait for its steps."""
+        try:
+            self._take_steps(node)
+        except Exception as error:  # noqa: BLE001 - kept for `execute`; gevent would print it and go on
+            self._broken = self._broken or error
+            self._stopped_by = self._stopped_by or f"an error beside the steps of {node.name}"
+            for progress in self._progress.values():
+                if node.name in progress.open:
+                    progress.open.discard(node.name)
+                    progress.missed[node.name] = self._stopped_by
+            self._wake()
+
+    def _take_steps(self, node: Node) -> None:
+        """The first step in plan order that is ready, until none is left."""
         host = self._state.inventory.get_host(node.name)
         waiting = [one for one in self._graph if node.name in self._progress[one.id].open]
         ctx_host.set(host)
@@ -371,9 +392,12 @@ class Run:
             self.result.steps.append(StepResult(step, node, "skipped", 0.0, 0, (), skipped))
             self._listener(StepSkipped(step=step, node=node, reason=skipped))
         if progress.settled or missed:
-            # A fresh signal for those who wait next: one that is set and cleared could be missed.
-            moved, self._moved = self._moved, Signal()
-            moved.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        # A fresh signal for those who wait next: one that is set and cleared could be missed.
+        moved, self._moved = self._moved, Signal()
+        moved.set()
 
 
 def _alive(pid: int) -> bool:

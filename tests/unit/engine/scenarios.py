@@ -13,6 +13,7 @@ from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
+import gevent  # noqa: E402
 from pyinfra.api.exceptions import ConnectError  # noqa: E402
 from pyinfra.connectors.local import LocalConnector  # noqa: E402
 
@@ -20,7 +21,7 @@ from onprem_mlops.engine.facts import file_state  # noqa: E402
 from onprem_mlops.engine.operations import files, shell  # noqa: E402
 from onprem_mlops.engine.results import RunResult  # noqa: E402
 from onprem_mlops.engine.run import Run  # noqa: E402
-from onprem_mlops.events import Event  # noqa: E402
+from onprem_mlops.events import Event, Listener, StepDone, StepStarted, to_all  # noqa: E402
 from onprem_mlops.plan import Graph, PlannedStep  # noqa: E402
 from onprem_mlops.site import Hidden, Node, Site  # noqa: E402
 from onprem_mlops.site.role import Role  # noqa: E402
@@ -61,6 +62,7 @@ def run(
     planning: bool = False,
     folder: Path,
     connector: type[LocalConnector] = LocalConnector,
+    listener: Listener = lambda event: None,
 ) -> Ran:
     """Run step functions as the steps of a role on both nodes (or the first one)."""
     steps: tuple[Step, ...] = steps_of(SimpleNamespace(**{one.__name__: one for one in functions}))
@@ -82,7 +84,8 @@ def run(
         own.mkdir(exist_ok=True)
         return cast("Context[Any]", SimpleNamespace(node=node, folder=own, planning=planning))
 
-    engine = Run(SITE, Graph(planned), context, events.append, phase="test", planning=planning, connector=connector)
+    tell = to_all((listener, events.append))
+    engine = Run(SITE, Graph(planned), context, tell, phase="test", planning=planning, connector=connector)
     return Ran(engine.execute(), events)
 
 
@@ -217,6 +220,30 @@ def defect(folder: Path) -> None:
     ran = run(broken, folder=folder)
     assert ran.result.failed == ("n1",)
     assert "KeyError" in next(one for one in ran.events if one.kind == "step_failed").record()["output"]
+
+
+def full_disk_here(folder: Path) -> None:
+    @step(on="all")
+    def work(ctx: Context[Any]) -> None:
+        shell.run("work", "true", unless="false")
+
+    @step(on="all", after=("work",))
+    def follow(ctx: Context[Any]) -> None:
+        raise AssertionError("the run went on")
+
+    for kind in (StepStarted, StepDone):
+
+        def write(event: Event, kind: type[Event] = kind) -> None:
+            if isinstance(event, kind) and getattr(event, "node", "") == "n1":
+                raise OSError(28, "No space left on device")
+
+        with gevent.Timeout(10):
+            try:
+                run(work, follow, folder=folder, listener=write)
+            except OSError as error:
+                assert error.errno == 28
+            else:
+                raise AssertionError("nobody would know what the run did")
 
 
 def memory(folder: Path) -> None:

@@ -16,7 +16,7 @@ def scenario(name: str, folder: Path) -> str:
         [sys.executable, str(SCENARIOS), name, str(folder)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_a_plan_changes_nothing_and_shows_what_a_deploy_then_does(tmp_path: Path) -> None:
@@ -41,6 +41,10 @@ def test_what_belongs_to_the_cluster_runs_on_a_node_that_can_be_reached(tmp_path
 
 def test_a_defect_in_a_role_is_a_failure_of_that_node(tmp_path: Path) -> None:
     scenario("defect", tmp_path)
+
+
+def test_a_run_whose_log_cannot_be_written_ends(tmp_path: Path) -> None:
+    assert "Traceback" not in scenario("full_disk_here", tmp_path)
 
 
 def test_a_fact_is_read_again_after_a_change_only(tmp_path: Path) -> None:
