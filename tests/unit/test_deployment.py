@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onprem_mlops.deployment import site_lock
+from onprem_mlops.deployment import KEPT_RUNS, _forget_old, site_lock
 from onprem_mlops.errors import RequestError
 from onprem_mlops.site import Site
 
@@ -58,3 +58,16 @@ def test_a_killed_holder_leaves_the_site_free(holder: subprocess.Popen[str]) -> 
         text = (Path(os.environ["MLOPS_STATE"]) / "sites" / "held" / "lock").read_text()
         assert json.loads(text)["pid"] == os.getpid()
     assert time.monotonic() - begun < 5
+
+
+def test_logs_that_another_plan_forgets_at_the_same_time_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(KEPT_RUNS + 2):
+        (tmp_path / f"{number:04}").mkdir()
+        (tmp_path / f"{number:04}" / "run.jsonl").touch()
+    listed = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([tmp_path / "0000-gone", *listed]))
+    _forget_old(tmp_path)
+    monkeypatch.undo()
+    assert sorted(tmp_path.iterdir()) == listed[2:]
