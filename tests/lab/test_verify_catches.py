@@ -129,6 +129,11 @@ BREAKAGES = (
     ),
     Breakage(
         "cp1",
+        "touch /etc/kubernetes/scheduler.conf",
+        (("kubernetes", "cp1", "Every process of the control plane began after its certificates were written"),),
+    ),
+    Breakage(
+        "cp1",
         "chmod 644 /etc/sudoers.d/*onprem*",
         (_node("cp1", "The rules of sudo are sound, and only root can read or change them"),),
     ),

@@ -140,9 +140,13 @@ def test_protections_are_configured(node: NodeHost) -> None:
 def test_certificates(node: NodeHost) -> None:
     """Every certificate of the control plane is signed by its authority and good for weeks.
 
-    `kubeadm certs renew all` on the control plane renews them; a deploy with a new version does it as well.
+    A deploy renews them once a third of their life is left.
     """
     wrong = []
+    for name in CLIENTS:
+        written = node.run("sed -n 's/^ *client-certificate-data: //p' %s | base64 -d", f"/etc/kubernetes/{name}.conf")
+        ends = node.run(f"openssl x509 -noout -checkend {LEAST_DAYS_LEFT * 86400} <<'EOF'\n{written.stdout}\nEOF")
+        wrong += [f"{name}.conf ends within {LEAST_DAYS_LEFT} days"] if ends.rc else []
     for leaf, authority in AUTHORITIES.items():
         folder = "/etc/kubernetes/pki"
         said = node.run("openssl verify -CAfile %s %s", f"{folder}/{authority}.crt", f"{folder}/{leaf}.crt")
@@ -162,6 +166,34 @@ AUTHORITIES = {
     "etcd/healthcheck-client": "etcd/ca",
 }
 """Each certificate in kubeadm's folder, and who must have signed it."""
+
+CLIENTS = ("admin", "controller-manager", "scheduler")
+"""Kubeconfigs of the control plane that hold a client certificate."""
+
+READ_AT_START = {
+    "etcd": ("pki/etcd/server.crt", "pki/etcd/peer.crt"),
+    "kube-apiserver": ("pki/apiserver.crt", "pki/apiserver-kubelet-client.crt", "pki/apiserver-etcd-client.crt"),
+    "kube-controller-manager": ("controller-manager.conf",),
+    "kube-scheduler": ("scheduler.conf",),
+}
+"""Processes of the control plane, and the files below /etc/kubernetes whose certificates each holds in memory."""
+
+
+@pytest.mark.on("control_plane")
+def test_certificates_in_use(node: NodeHost) -> None:
+    """Every process of the control plane began after its certificates were written.
+
+    One that began before holds certificates that end earlier than those on disk say. A deploy restarts it.
+    """
+    wrong = []
+    now = int(node.check_output("date +%s"))
+    for process, files in READ_AT_START.items():
+        pid = node.check_output("pgrep -o -f %s", f"^{process} ")
+        began = now - int(node.check_output("ps -o etimes= -p %s", pid))
+        written = {one: int(node.check_output("stat -c %%Y %s", f"/etc/kubernetes/{one}")) for one in files}
+        # Both are whole seconds, read one after the other.
+        wrong += [f"{process} runs with what {one} held before" for one, at in written.items() if at > began + 2]
+    assert not wrong, f"{node.name}: {'; '.join(wrong)}"
 
 
 def test_client_certificate_of_kubelet(node: NodeHost) -> None:
