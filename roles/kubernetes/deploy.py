@@ -204,16 +204,12 @@ def admission(ctx: Context[Settings], state: dict[str, str]) -> Admission | None
     missing = [name for name, one in state.items() if one in ("nothing", "partial") and name != leader]
     if ctx.node.name != leader or not missing:
         return None
-    lost = [node.name for node in ctx.nodes(CONTROL_PLANE) if state.get(node.name) == "nothing"]
-    if lost:
-        kubeadm.etcd_without("control planes that came back empty are no members of etcd", *lost)
+    planes = [node.name for node in ctx.nodes(CONTROL_PLANE) if node.name in missing]
+    if empty := [name for name in planes if state[name] == "nothing"]:
+        kubeadm.etcd_without("control planes that came back empty are no members of etcd", *empty)
     token = kubeadm.token("bootstrap token").stdout.strip()
     authority = probe("base64 -w0 /etc/kubernetes/pki/ca.crt").text
-    keys = (
-        kubeadm.shared_keys()
-        if any(ctx.site.node(name) in ctx.nodes(CONTROL_PLANE) for name in missing)
-        else Hidden("")
-    )
+    keys = kubeadm.shared_keys() if planes else Hidden("")
     discovery = ctx.render(
         "discovery.conf.j2", endpoint=ctx.settings.endpoint(ctx.site), authority=authority, token=token
     )
