@@ -71,11 +71,7 @@ def updates(ctx: Context[Settings]) -> None:
 @removal(on=ALL)
 def remove(ctx: Context[Settings]) -> None:
     """Take everything off again. The deploy account keeps its rights if nothing else gives them."""
-    shell.run(
-        "packages may be upgraded again",
-        "apt-mark showhold | xargs -r apt-mark unhold",
-        unless='[ -z "$(apt-mark showhold)" ]',
-    )
+    apt.unheld("packages may be upgraded again")
     files.absent("no own time configuration", CHRONY, CHRONY_UNIT)
     apt.purged("packages of this role", *(name for name in (*PACKAGES, UPDATES) if name != "ca-certificates"))
     files.absent("no own configuration of apt", UPGRADES, APT_CONF, SOURCES, KEYRING)

@@ -19,21 +19,28 @@ APT = (
 RECORD = "/var/lib/onprem-mlops/packages"
 """Names of the packages that roles installed on a node, and what these brought along; one a line."""
 
+HELD = "/var/lib/onprem-mlops/held"
+"""Names of the packages that roles held on a node; one a line. Others are held by a person, and stay so."""
+
 _NEW = "sed -n 's/^Inst \\([^ ]*\\) (.*/\\1/p'"
 """Filter: names that a simulated `apt-get install` would newly install. An upgrade has its old version in brackets."""
 
-_ORPHANS = (
-    f"{APT} -s -o APT::AutoRemove::RecommendsImportant=false -o APT::AutoRemove::SuggestsImportant=false autoremove "
-    f"| sed -n 's/^Remv \\([^ ]*\\).*/\\1/p' | grep -xFf {RECORD}"
-)
-"""Names that came along with our packages and that nothing needs any more. Other orphans are not ours."""
+_STATES = "dpkg-query -W -f '${db:Status-Abbrev}|${Package}\\n'"
 
-_FORGET = (
-    f"dpkg-query -W -f '${{db:Status-Abbrev}}${{Package}}\\n' | sed -n 's/^.i *//p' "
-    f"| grep -xFf {RECORD} >{RECORD}.new; "
-    f"if [ -s {RECORD}.new ]; then mv -fT {RECORD}.new {RECORD}; else rm -f {RECORD} {RECORD}.new; fi"
+_ORPHANS = (
+    f"{{ {APT} -s -o APT::AutoRemove::RecommendsImportant=false -o APT::AutoRemove::SuggestsImportant=false autoremove "
+    f"| sed -n 's/^Remv \\([^ ]*\\).*/\\1/p'; {_STATES} | sed -n 's/^.[cH].|//p'; }} | grep -xFf {RECORD}"
 )
-"""Keep only names in the record that are installed: what a person installs later is theirs."""
+"""Names that came along with our packages and that nothing needs any more, and those that an earlier removal, cut off,
+took off in part. Other orphans are not ours."""
+
+
+def _forget(record: str) -> str:
+    """Shell: keep only names in a record that are installed: what a person installs later is theirs."""
+    return (
+        f"if [ -e {record} ]; then {_STATES} | sed -n 's/^.i.|//p' | grep -xFf {record} >{record}.new; "
+        f"if [ -s {record}.new ]; then mv -fT {record}.new {record}; else rm -f {record} {record}.new; fi; fi"
+    )
 
 
 def _repair() -> Iterator[Command]:
@@ -70,17 +77,21 @@ def purged(*names: str) -> Iterator[Command]:
 
     Only those that `packages` installed: what the node had before is not ours to take away.
     """
+    recorded = host.get_fact(Probe, command=f"cat {RECORD}").text.split()
+    ours = [name for name in names if name in recorded]
+    if not ours:
+        return
+    yield from _repair()
     installed: dict[str, str] = host.get_fact(Packages)
-    ours = host.get_fact(Probe, command=f"cat {RECORD}").text.split()
-    present = [name for name in names if name in installed and name in ours]
-    if present:
-        wanted = " ".join(shlex.quote(name) for name in present)
-        purge = f"{APT} --allow-change-held-packages purge"
-        yield Command(
-            f'{purge} {wanted} || exit 1\norphans=$({_ORPHANS}); [ -z "$orphans" ] || {purge} $orphans || exit 1\n'
-            f"{_FORGET}",
-            timeout=1800,
-        )
+    present = [shlex.quote(name) for name in ours if name in installed]
+    purge = f"{APT} --allow-change-held-packages purge"
+    # The record is what says that a removal is not done: it is cleared last, and one that was cut off goes on from it.
+    yield Command(
+        (f"{purge} {' '.join(present)} || exit 1\n" if present else "")
+        + f'orphans=$({_ORPHANS}); [ -z "$orphans" ] || {purge} $orphans || exit 1\n'
+        + f"{_forget(RECORD)}; {_forget(HELD)}",
+        timeout=1800,
+    )
 
 
 @operation
@@ -89,4 +100,19 @@ def held(*names: str) -> Iterator[Command]:
     installed: dict[str, str] = host.get_fact(Packages)
     loose = [name for name in names if name in installed and f"held:{name}" not in installed]
     if loose:
-        yield Command("apt-mark hold " + " ".join(shlex.quote(name) for name in loose))
+        wanted = " ".join(shlex.quote(name) for name in loose)
+        yield Command(
+            f"mkdir -p {HELD.rpartition('/')[0]} && printf '%s\\n' {wanted} >>{HELD} && apt-mark hold {wanted}"
+        )
+
+
+@operation
+def unheld() -> Iterator[Command]:
+    """What `held` held may be upgraded again; what a person held stays held."""
+    recorded = host.get_fact(Probe, command=f"cat {HELD}")
+    if not recorded.ok:
+        return
+    known: dict[str, str] = host.get_fact(Packages)
+    names = sorted({name for name in recorded.text.split() if f"held:{name}" in known})
+    release = f"apt-mark unhold {' '.join(shlex.quote(name) for name in names)} && " if names else ""
+    yield Command(f"{release}rm -f {HELD}")
