@@ -85,13 +85,13 @@ def remove(ctx: Context[Settings]) -> None:
     )
     shell.run(
         "swap as it was",
-        f"{_fstab('s|^# onprem-mlops ||')} && swapon -a",
+        f"{_edited('/etc/fstab', 's|^# onprem-mlops ||')} && swapon -a",
         unless="! grep -q '^# onprem-mlops ' /etc/fstab",
     )
     files.block("no names of the site", "/etc/hosts", "")
     shell.run(
         "names of the node as they were",
-        _hosts("s|^# onprem-mlops 127|127|"),
+        _edited("/etc/hosts", "s|^# onprem-mlops 127|127|"),
         unless="! grep -q '^# onprem-mlops 127' /etc/hosts",
     )
     shell.run(
@@ -160,7 +160,7 @@ def _identity(ctx: Context[Settings]) -> None:
     # Debian's installer gives a node's own name to its loopback, and resolvers prefer loopback to our line.
     shell.run(
         "the node's own name is its address",
-        _hosts(r"s|^127\.0\.1\.1\s|# onprem-mlops &|"),
+        _edited("/etc/hosts", r"s|^127\.0\.1\.1\s|# onprem-mlops &|"),
         unless=r"! grep -q '^127\.0\.1\.1[[:space:]]' /etc/hosts",
     )
     files.content("certificate of the site's authority", ctx.settings.authority_path, ctx.authority_pem)
@@ -177,19 +177,16 @@ def _kernel(ctx: Context[Settings]) -> None:
         # Commented out, not deleted, so that a removal can bring it back.
         shell.run(
             "no swap at boot",
-            _fstab(r"s|^[^#].*\sswap\s|# onprem-mlops &|"),
+            _edited("/etc/fstab", r"s|^[^#].*\sswap\s|# onprem-mlops &|"),
             unless=r"! grep -Eq '^[^#].*\sswap\s' /etc/fstab",
         )
         shell.run("no swap now", "swapoff -a", unless="[ $(wc -l </proc/swaps) -le 1 ]")
 
 
-def _hosts(expression: str) -> str:
-    # Written whole beside it and moved: a node never has half of its names.
-    return f"sed -E '{expression}' /etc/hosts >/etc/hosts.mlops-new && mv -f /etc/hosts.mlops-new /etc/hosts"
-
-
-def _fstab(expression: str) -> str:
-    return f"sed -E '{expression}' /etc/fstab >/etc/fstab.mlops-new && mv -f /etc/fstab.mlops-new /etc/fstab"
+def _edited(path: str, expression: str) -> str:
+    """Shell: a file with a sed expression done to it, whole at any time, with the mode and owner that it has."""
+    new = f"{path}.mlops-new"
+    return f"cp -p {path} {new} && sed -E '{expression}' {path} >{new} && sync {new} && mv -fT {new} {path}"
 
 
 def _journal(ctx: Context[Settings]) -> None:

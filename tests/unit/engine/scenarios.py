@@ -6,6 +6,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import hashlib  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -25,7 +27,7 @@ from onprem_mlops.events import Event, Listener, StepDone, StepStarted, to_all  
 from onprem_mlops.plan import Graph, PlannedStep  # noqa: E402
 from onprem_mlops.site import Hidden, Node, Site  # noqa: E402
 from onprem_mlops.site.role import Role  # noqa: E402
-from onprem_mlops.steps import Context, Step, StepFunction, step, steps_of  # noqa: E402
+from onprem_mlops.steps import Context, PublishedFile, Step, StepFunction, step, steps_of  # noqa: E402
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000000"
 NODES = tuple(
@@ -260,6 +262,67 @@ def memory(folder: Path) -> None:
 
     run(read, folder=folder)
     assert seen == ["absent", "absent", "file"]
+
+
+def files_of_others(folder: Path) -> None:
+    @step(on="all", only="first")
+    def lay_down(ctx: Context[Any]) -> None:
+        files.set_aside("sources", f"{ctx.folder}/sources")
+        files.block("names", f"{ctx.folder}/hosts", "192.0.2.1 n1\n")
+
+    @step(on="all", only="first")
+    def remove(ctx: Context[Any]) -> None:
+        files.block("no names", f"{ctx.folder}/hosts", "")
+        files.brought_back("sources", f"{ctx.folder}/sources")
+
+    hosts, sources = folder / "n1" / "hosts", folder / "n1" / "sources"
+    hosts.parent.mkdir()
+    hosts.write_bytes(b"127.0.0.1 localhost # M\xfcller\n")
+    sources.write_text("first\n")
+    refused = run(lay_down, folder=folder)
+    assert hosts.read_bytes() == b"127.0.0.1 localhost # M\xfcller\n"
+    assert f"{hosts} is no text" in next(one for one in refused.events if one.kind == "step_failed").record()["output"]
+    hosts.write_text("127.0.0.1 localhost\n")
+    sources.write_text("made anew\n")
+    assert run(lay_down, folder=folder).result.ok
+    assert not sources.exists()
+    assert "192.0.2.1 n1" in hosts.read_text()
+    assert run(remove, folder=folder).result.ok
+    assert (hosts.read_text(), sources.read_text()) == ("127.0.0.1 localhost\n", "first\n")
+
+
+def umask(folder: Path) -> None:
+    @step(on="all", only="first")
+    def lay_down(ctx: Context[Any]) -> None:
+        files.content("file", f"{ctx.folder}/a/b/file", "x", owner=USER, group=GROUP)
+
+    os.umask(0o077)
+    assert run(lay_down, folder=folder).result.ok
+    found = {str(path.relative_to(folder / "n1")): oct(path.stat().st_mode)[-3:] for path in folder.rglob("n1/a/**/*")}
+    assert found == {"a/b": "755", "a/b/file": "644"}
+    assert oct((folder / "n1" / "a").stat().st_mode)[-3:] == "755"
+
+
+def downloads(folder: Path) -> None:
+    curl = folder / "bin" / "curl"
+    curl.parent.mkdir()
+    os.environ["PATH"] = f"{curl.parent}:{os.environ['PATH']}"
+    source = PublishedFile("https://mirror.test/x", "x", hashlib.sha256(b"right\n").hexdigest(), 6, "1")
+
+    @step(on="all", only="first")
+    def fetch(ctx: Context[Any]) -> None:
+        files.download("tool", f"{ctx.folder}/bin/tool", source, authority="/ca.pem")
+
+    def output(script: str) -> str:
+        curl.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; {script}\n')
+        curl.chmod(0o755)
+        failed = [one for one in run(fetch, folder=folder).events if one.kind == "step_failed"]
+        assert [path.name for path in (folder / "n1" / "bin").iterdir()] == ([] if failed else ["tool"])
+        return str(failed[0].record()["output"]) if failed else ""
+
+    assert output("echo 'curl: (7) Failed to connect' >&2; exit 7") == "curl: (7) Failed to connect"
+    assert output("echo wrong >$2") == f"not the file that the catalogue pins: {source.sha256}"
+    assert output("echo right >$2") == ""
 
 
 def barriers(folder: Path) -> None:

@@ -51,6 +51,18 @@ def test_a_fact_is_read_again_after_a_change_only(tmp_path: Path) -> None:
     scenario("memory", tmp_path)
 
 
+def test_files_of_others_keep_what_others_wrote(tmp_path: Path) -> None:
+    scenario("files_of_others", tmp_path)
+
+
+def test_folders_of_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
+    scenario("umask", tmp_path)
+
+
+def test_a_download_that_fails_says_why(tmp_path: Path) -> None:
+    scenario("downloads", tmp_path)
+
+
 def test_steps_wait_only_for_what_they_need(tmp_path: Path) -> None:
     scenario("barriers", tmp_path)
 

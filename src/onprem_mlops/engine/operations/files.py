@@ -11,6 +11,7 @@ from pyinfra.context import host
 
 from onprem_mlops.engine.facts import SHA256, File, FileState, FileText
 from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
 from onprem_mlops.site import Hidden
 from onprem_mlops.steps import PublishedFile
@@ -52,7 +53,7 @@ def content(
         return
     target, temporary = shlex.quote(path), shlex.quote(f"{path}.mlops-new")
     yield Command(
-        f"umask 077 && mkdir -p -m 755 {shlex.quote(_parent(path))} && base64 -d >{temporary} "
+        f"{_with_parents(path)} && umask 077 && base64 -d >{temporary} "
         f"&& chown {shlex.quote(f'{owner}:{group}')} {temporary} && chmod {mode} {temporary} "
         f"{_checked(check, temporary)}&& sync {temporary} && mv -fT {temporary} {target}",
         stdin=base64.encodebytes(raw).decode() or "\n",
@@ -68,6 +69,11 @@ def _checked(check: str | None, temporary: str) -> str:
 
 def _parent(path: str) -> str:
     return path.rsplit("/", 1)[0] or "/"
+
+
+def _with_parents(path: str) -> str:
+    # Whatever the umask of the node's shell is: a parent with mode 700 would hide what others must read.
+    return f"umask 022 && mkdir -p {shlex.quote(_parent(path))}"
 
 
 def _diff(path: str, now: FileState, raw: bytes, hidden: bool) -> Diff:
@@ -105,7 +111,7 @@ def block(path: str, text: str, *, owner: str = "onprem-mlops") -> Iterator[Comm
         text: the lines; empty takes the block away, markers included.
         owner: names the block in its markers.
     """
-    before: str = host.get_fact(FileText, path=path) or ""
+    before = _text(path)
     begin, end = f"# begin {owner}\n", f"# end {owner}\n"
     head, found, rest = before.partition(begin)
     others = head + rest.partition(end)[2] if found else before
@@ -121,14 +127,29 @@ def block(path: str, text: str, *, owner: str = "onprem-mlops") -> Iterator[Comm
     )
 
 
+def _text(path: str) -> str:
+    """A text file that others write too; empty if there is none. Raises MlopsError if it is there and no text."""
+    text: str | None = host.get_fact(FileText, path=path)
+    if text is None and host.get_fact(File, path=path).kind != "absent":
+        raise MlopsError(
+            f"{host.name}: {path} is no text in UTF-8, so its other lines could not be kept; it was left as it is",
+            f"Convert it on the node (iconv -f latin1 -t utf-8 {path}), then run the same command again.",
+        )
+    return text or ""
+
+
 @operation
 def set_aside(*paths: str) -> Iterator[Command]:
-    """Files that must not act while a role is there: renamed to `<path>.onprem-mlops-saved`, for `brought_back`."""
+    """Files that must not act while a role is there: renamed to `<path>.onprem-mlops-saved`, for `brought_back`.
+
+    One that somebody made anew since is deleted: what is brought back is what was there first.
+    """
     for path in paths:
         if host.get_fact(File, path=path).kind != "absent":
             before: str | None = host.get_fact(FileText, path=path)
             quoted = shlex.quote(path)
-            yield Command(f"mv -fT {quoted} {quoted}{SAVED}", diff=Diff(path, before, None))
+            away = f"if [ -e {quoted}{SAVED} ]; then rm -f {quoted}; else mv -T {quoted} {quoted}{SAVED}; fi"
+            yield Command(away, diff=Diff(path, before, None))
 
 
 @operation
@@ -188,12 +209,13 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         return
     target, temporary = shlex.quote(path), shlex.quote(f"{path}.mlops-new")
     yield Command(
-        f"mkdir -p {shlex.quote(_parent(path))} && rm -f {temporary} "
+        f"{_with_parents(path)} && rm -f {temporary} "
         f"&& curl --fail --silent --show-error --retry 3 --retry-connrefused --connect-timeout 10 --max-time 900 "
         f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
-        f"&& {is_checksum(source.sha256, temporary)} "
+        f"&& {{ {is_checksum(source.sha256, temporary)} "
+        f"|| {{ echo 'not the file that the catalogue pins: {source.sha256}' >&2; false; }}; }} "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
-        f"|| {{ rm -f {temporary}; echo 'not the file that the catalogue pins: {source.sha256}' >&2; exit 1; }}",
+        f"|| {{ rm -f {temporary}; exit 1; }}",
         diff=checksums(path, now, source),
     )
 
