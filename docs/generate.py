@@ -11,12 +11,12 @@ from typing import Any
 
 import typer
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.cli import app
 from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.plan import deploy_module
 from onprem_mlops.site import Site, load_site
 from onprem_mlops.site.role import ALL, Opening, Role, find_roles
-from onprem_mlops.site.safe_file import write_atomically
 from onprem_mlops.steps import Step, steps_of
 
 FOLDER = REPOSITORY / "docs" / "reference"

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from onprem_mlops.atomic import sync_folder
+
 # Every blob carries this modification time. A blob with another one was touched by somebody, which costs one
 # stat to notice; its content is then read again before it is trusted.
 UNTOUCHED_NS = 946_684_800 * 10**9
@@ -19,30 +21,6 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that a reader, also after a power cut, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Blobs:
@@ -81,7 +59,7 @@ class Blobs:
         target = self.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def intact(self, digest: str, size: int) -> bool:
         """Whether the blob is there and as it was written. One stat, unless somebody touched the file."""

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from onprem_mlops.artifacts.blobs import Blobs, write_atomically
+from onprem_mlops.artifacts.blobs import Blobs
 from onprem_mlops.artifacts.catalogue import Artifact, Catalogue
 from onprem_mlops.artifacts.events import (
     BuildEvent,
@@ -29,13 +29,14 @@ from onprem_mlops.artifacts.events import (
     silent,
 )
 from onprem_mlops.artifacts.fingerprint import fingerprint
-from onprem_mlops.artifacts.locks import locked
 from onprem_mlops.artifacts.manifest import ArtifactManifest, Problem, StoredFile, TreeFile
 from onprem_mlops.artifacts.processes import Processes
 from onprem_mlops.artifacts.schedule import Schedule, work_through
 from onprem_mlops.artifacts.sources import choice
 from onprem_mlops.artifacts.sources.workshop import Folders, Made, Workshop
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import Interrupted, MlopsError, RequestError
+from onprem_mlops.locks import locked
 from onprem_mlops.paths import cache_dir
 
 _LISTEN_SECONDS = 0.1

@@ -66,7 +66,7 @@ def writes(*schemas: str, mode: int | None = None) -> Callable[[Callable[..., Re
 
 def write_json(path: Path, schema: str, data: dict[str, Any], mode: int | None = None) -> None:
     """Write a result under its schema's name, whole or not at all; into a pipe or a device as it comes."""
-    from onprem_mlops.site.safe_file import write_atomically
+    from onprem_mlops.atomic import write_atomically
 
     text = json.dumps({"schema": f"onprem-mlops/{schema}", **data}, indent=2) + "\n"
     try:

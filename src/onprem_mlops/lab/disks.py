@@ -8,10 +8,11 @@ import shutil
 import uuid
 from pathlib import Path
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab import root
 from onprem_mlops.lab.folders import NodeFolders
-from onprem_mlops.lab.host import mounts, run, write_atomically
+from onprem_mlops.lab.host import mounts, run
 from onprem_mlops.lab.keys import LabKeys, host_private_key
 from onprem_mlops.lab.nspawn import data_folder
 from onprem_mlops.lab.supervision import Container
@@ -125,7 +126,7 @@ def attach(container: Container, keys: LabKeys) -> bool:
         _check_host_key(container, keys)
     else:
         _first_files(container, keys)
-        write_atomically(folders.made, json.dumps(_origin(container) | {"tree": str(tree)}))
+        write_atomically(folders.made, json.dumps(_origin(container) | {"tree": str(tree)}).encode())
     return fresh
 
 

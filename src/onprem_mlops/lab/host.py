@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import NewType
 
@@ -101,14 +99,6 @@ def started_at(pid: Pid) -> float:
     return boot + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def child_processes(pid: Pid) -> list[Pid]:
-    """The direct children of a process."""
-    try:
-        return [Pid(int(word)) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def parent_process(pid: Pid) -> Pid | None:
     """The parent of a process, None if the process is gone."""
     try:
@@ -133,44 +123,3 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, every: float = 
             return False
         time.sleep(every)
     return True
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; waits for whoever holds it. The file may be deleted by its holder."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            flock(file, LOCK_EX)
-            if _same_file(file.fileno(), path):
-                yield
-                return
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the file's lock."""
-    try:
-        with path.open("r+") as file:
-            flock(file, LOCK_EX | LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    # The holder before us may have deleted the file with the rest of the lab: then our lock guards nothing.
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-        file.write(text)
-    temporary.replace(path)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.lab import network, relay
-from onprem_mlops.lab.host import Pid, is_locked, run, succeeds, wait_until
+from onprem_mlops.lab.host import Pid, run, succeeds, wait_until
 from onprem_mlops.lab.supervision import Container
+from onprem_mlops.locks import is_locked
 
 
 def impair(container: Container, init: Pid, delay_ms: float, loss_percent: float) -> str:

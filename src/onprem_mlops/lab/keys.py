@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.lab.folders import LabFolders
-from onprem_mlops.lab.host import locked, write_atomically
 from onprem_mlops.lab.spec import LabSpec
+from onprem_mlops.locks import locked
 from onprem_mlops.site import LabKeys as KeyFiles
+from onprem_mlops.site.ssh_keys import ensure_key_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,10 @@ def ensure_keys(spec: LabSpec) -> LabKeys:
     """Make the keys that are missing, where the site file looks for them. Needs neither root nor a running lab."""
     folders, files = LabFolders(spec.site), KeyFiles(spec.site)
     with locked(files.user_key.with_name("lock")):
-        public = _key_pair(files.user_key, f"{spec.user}@{spec.site}")
-        host = {node.name: _key_pair(files.host_key_file(node.name), node.name) for node in spec.nodes}
+        public = ensure_key_pair(files.user_key, f"{spec.user}@{spec.site}")
+        host = {node.name: ensure_key_pair(files.host_key_file(node.name), node.name) for node in spec.nodes}
         lines = "".join(f"{node.address} {host[node.name]}\n" for node in spec.nodes)
-        write_atomically(folders.known_hosts, lines)
+        write_atomically(folders.known_hosts, lines.encode())
     return LabKeys(files.user_key, public, host, folders.known_hosts)
 
 
@@ -43,19 +42,3 @@ def user_key(spec: LabSpec) -> Path:
 def host_private_key(spec: LabSpec, node: str) -> str:
     """The private host key of a node, in OpenSSH's format."""
     return KeyFiles(spec.site).host_key_file(node).read_text()
-
-
-def _key_pair(path: Path, comment: str) -> str:
-    """The public line of the key pair at `path` (private) and `path`.pub; made if missing."""
-    public = path.with_name(f"{path.name}.pub")
-    if not path.exists():
-        text = Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, text.decode(), 0o600)
-    if not public.exists():
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
-        line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        write_atomically(public, f"{line.decode()} {comment}\n")
-    return public.read_text().strip()

@@ -18,13 +18,14 @@ from onprem_mlops import paths
 from onprem_mlops.errors import MlopsError, NodesFailed, RequestError
 from onprem_mlops.lab import disks, impairment, limits, network, record, root
 from onprem_mlops.lab.folders import LabFolders
-from onprem_mlops.lab.host import Pid, locked, require_root, started_at, wait_until
+from onprem_mlops.lab.host import Pid, require_root, started_at, wait_until
 from onprem_mlops.lab.keys import LabKeys, ensure_keys
 from onprem_mlops.lab.legacy import LegacySupervision, hierarchies
 from onprem_mlops.lab.readiness import Answer, listens, ssh_command, unreachable_peers, wait_ready
 from onprem_mlops.lab.spec import LabNode, LabSpec
 from onprem_mlops.lab.supervision import Container, Supervision, leader
 from onprem_mlops.lab.unified import SystemdSupervision
+from onprem_mlops.locks import locked
 from onprem_mlops.prerequisites import require
 
 BOOT_SECONDS = 120.0

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.lab import disks, nspawn
-from onprem_mlops.lab.host import Pid, command_line, is_locked, mounts, parent_process, wait_until
+from onprem_mlops.lab.host import Pid, command_line, mounts, parent_process, wait_until
 from onprem_mlops.lab.spec import LabSpec
 from onprem_mlops.lab.supervision import Container, leader
+from onprem_mlops.locks import is_locked
 
 _LOOP = """\
 #!/bin/sh

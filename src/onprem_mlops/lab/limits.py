@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.lab.folders import shared_folder
-from onprem_mlops.lab.host import write_atomically
 
 _KERNEL = Path("/proc/sys")
 
@@ -38,7 +38,7 @@ def raise_limits() -> str | None:
     """Note the shared parameters, raise what is too low; what was done, in words, or None."""
     if not _record().exists():
         values = {name: _file(name).read_text().strip() for name in _SHARED if _file(name).exists()}
-        write_atomically(_record(), json.dumps(values))
+        write_atomically(_record(), json.dumps(values).encode())
     before = int(_file(_INSTANCES).read_text())
     if before >= ENOUGH_INSTANCES:
         return None

@@ -6,9 +6,9 @@ import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab.folders import LabFolders
-from onprem_mlops.lab.host import write_atomically
 from onprem_mlops.lab.spec import LabNode, LabSpec
 
 
@@ -22,7 +22,7 @@ def check_and_write(spec: LabSpec) -> None:
                 f"lab {spec.site} was made with {what} {before}, not {now}",
                 f"Destroy the lab {spec.site} and bring it up again, or undo the change.",
             )
-    write_atomically(LabFolders(spec.site).spec, json.dumps(_plain(_joined(known, spec)), indent=1))
+    write_atomically(LabFolders(spec.site).spec, json.dumps(_plain(_joined(known, spec)), indent=1).encode())
 
 
 def read(spec: LabSpec) -> LabSpec:

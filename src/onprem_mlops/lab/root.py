@@ -9,8 +9,9 @@ from pathlib import Path
 from onprem_mlops.artifacts.store import Store
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab.folders import shared_folder
-from onprem_mlops.lab.host import locked, run
+from onprem_mlops.lab.host import run
 from onprem_mlops.lab.spec import Release
+from onprem_mlops.locks import locked
 
 _ARCHIVE = "rootfs.tar"
 

@@ -23,11 +23,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.model import Node, Site
 from onprem_mlops.site.role import Certificate
-from onprem_mlops.site.safe_file import private_folder, write_atomically
+from onprem_mlops.site.safe_file import private_folder
 
 AUTHORITY_DAYS = 3650
 RENEW_AT = 1 / 3

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
 from onprem_mlops.site.authority import Authority, CertificateStatus, IssuedCertificate, create_authority, new_key
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.loader import load_site
 from onprem_mlops.site.model import LabKeys, Node, Site
 from onprem_mlops.site.role import AUTHORITY, Certificate
-from onprem_mlops.site.safe_file import private_folder, write_atomically
+from onprem_mlops.site.safe_file import private_folder
 from onprem_mlops.site.secrets import (
     Recipient,
     Secrets,
@@ -24,6 +24,7 @@ from onprem_mlops.site.secrets import (
     identity_file,
     material_folder,
 )
+from onprem_mlops.site.ssh_keys import ensure_key_pair
 
 _AUTHORITY_KEY = "key"
 
@@ -50,10 +51,6 @@ class SiteMaterial:
             ) from None
         except ValueError:
             raise RequestError(f"{pem_file} is not a certificate", "Take it from git again.") from None
-
-    def generate_lacking(self) -> list[tuple[str, str]]:
-        """Make the secrets that roles declare and that are not there yet. Gives role and name of each."""
-        return [] if self._planning else self._secrets.generate(self._site)
 
     def secret(self, role: str, name: str) -> Hidden:
         """One secret; a declared one that is lacking is generated (in a plan, made up)."""
@@ -157,23 +154,8 @@ def ensure_lab_material(site: Site) -> Site:
     private_folder(site.state)
     own = ensure_identity(identity_file(site))
     keys = LabKeys(site.name)
-    _ensure_ssh_key(keys.user_key, f"{site.ssh.user}@{site.name}")
+    ensure_key_pair(keys.user_key, f"{site.ssh.user}@{site.name}")
     for node in site.nodes:
-        _ensure_ssh_key(keys.host_key_file(node.name), site.full_name(node))
+        ensure_key_pair(keys.host_key_file(node.name), site.full_name(node))
     create_material(site, [Recipient(own.key, "this machine")])
     return load_site(site.folder)
-
-
-def _ensure_ssh_key(path: Path, comment: str) -> None:
-    """Make an ed25519 key pair at ``path`` and ``path``.pub. The public half is always derived from the private."""
-    if not path.exists():
-        private_folder(path.parent)
-        private = Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-        write_atomically(path, private)
-    public_file = path.with_name(path.name + ".pub")
-    if not public_file.exists():
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        write_atomically(public_file, public + f" {comment}\n".encode(), 0o644)

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.site import fields
 from onprem_mlops.site.model import Site
 from onprem_mlops.site.role import ALL, Role, find_roles
-from onprem_mlops.site.safe_file import write_atomically
 
 PAGE = REPOSITORY / "docs/reference/site-file.md"
 

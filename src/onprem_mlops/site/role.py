@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import ipaddress
 import re
 import sys
 import types
@@ -202,8 +201,3 @@ def _root_package(root: Path) -> str:
         package.__path__ = [str(root)]
         sys.modules[name] = package
     return name
-
-
-def source_network(source: str) -> ipaddress.IPv4Network | None:
-    """The network an opening's source names, or None if it is a group or a word."""
-    return ipaddress.IPv4Network(source) if "/" in source else None

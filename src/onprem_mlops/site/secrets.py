@@ -27,12 +27,14 @@ import pyrage
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
+from onprem_mlops.locks import locked
 from onprem_mlops.site.document import Document, SiteError, read_text
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.model import Site
 from onprem_mlops.site.role import Secret
-from onprem_mlops.site.safe_file import exclusively, private_folder, read_private, write_atomically
+from onprem_mlops.site.safe_file import private_folder, read_private
 
 Values = dict[str, dict[str, str]]
 """Secrets by role and name."""
@@ -275,7 +277,7 @@ class Secrets:
         return going[0]
 
     def _replace_recipients(self, recipients: list[Recipient]) -> None:
-        with exclusively(self._lock):
+        with locked(self._lock):
             self._cached = None
             # The list comes last: whoever is interrupted in between repeats the command and it completes.
             self._write(self._values(), recipients)
@@ -286,7 +288,7 @@ class Secrets:
     @contextmanager
     def _changing(self) -> Iterator[Values]:
         """The present values, to be changed in place; written if the block ends well and they differ."""
-        with exclusively(self._lock):
+        with locked(self._lock):
             self._cached = None
             before = self._values()
             values = {role: dict(named) for role, named in before.items()}

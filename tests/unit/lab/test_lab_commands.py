@@ -13,8 +13,8 @@ import pytest
 
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab import LabNode, LabSpec, ensure_keys, legacy, nspawn, record, ssh_command, unified
-from onprem_mlops.lab.host import is_locked, locked
 from onprem_mlops.lab.supervision import Container
+from onprem_mlops.locks import is_locked, locked
 
 SPEC = LabSpec.of("lab-ha", {"cp1": "10.77.1.11", "w1": "10.77.1.21"}, network="10.77.1.0/24")
 

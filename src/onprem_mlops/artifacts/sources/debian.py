@@ -17,10 +17,11 @@ from ruamel.yaml import YAML
 
 from onprem_mlops import prerequisites
 from onprem_mlops.artifacts.catalogue import Debian, DebSource, RootfsSource
-from onprem_mlops.artifacts.locks import locked
 from onprem_mlops.artifacts.processes import CommandFailed
 from onprem_mlops.artifacts.sources.workshop import Made, Workshop
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
+from onprem_mlops.locks import locked
 
 KEY_NAME = "onprem-mlops.asc"
 _NUMBERS = {"bookworm": "12", "trixie": "13"}
@@ -145,18 +146,8 @@ def signing_key(folder: Path) -> pysequoia.Tsk:
                 profile=pysequoia.Profile.RFC4880,  # what gpgv of Debian 12 reads
                 cipher_suite=pysequoia.CipherSuite.Cv25519,
             )
-            _write_private(path, bytes(key))
+            write_atomically(path, bytes(key))
         return pysequoia.Tsk.from_bytes(path.read_bytes())
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 # --- root file systems

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from onprem_mlops import prerequisites
-from onprem_mlops.artifacts.locks import locked
 from onprem_mlops.artifacts.sources.workshop import Workshop
+from onprem_mlops.locks import locked
 
 
 def go(shop: Workshop) -> Path:
