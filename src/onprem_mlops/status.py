@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onprem_mlops.console import print_table
-from onprem_mlops.engine.inventory import endpoint
+from onprem_mlops.endpoint import endpoint
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.shell import Connection
 from onprem_mlops.site import Node, Site

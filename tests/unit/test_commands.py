@@ -19,6 +19,8 @@ from rich.table import Table
 
 from docs.generate import commands
 from onprem_mlops import tiers
+from onprem_mlops.artifacts.blobs import Blobs
+from onprem_mlops.artifacts.manifest import StoredFile
 from onprem_mlops.cli import run
 from onprem_mlops.cli.handing_over import hand_over
 from onprem_mlops.cli.result import PRIVATE, Result, write_json, writes
@@ -113,6 +115,28 @@ def test_a_program_keeps_its_exit_code() -> None:
     # Ctrl-C reaches both; the program answers it, and we do not.
     assert program("trap 'exit 5' INT; kill -INT $PPID; kill -INT $$").exit_code == 5
     assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_kubectl_is_run_as_it_lies_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\n[ "$KUBECONFIG $*" = "$MLOPS_STATE/sites/lab/kubeconfig get nodes" ] && exit 7\n')
+    program.chmod(0o755)
+    blobs = Blobs(tmp_path / "store")
+    digest, size = blobs.add(program)
+    stored = StoredFile(name="kubectl", sha256=digest, size=size, path=blobs.path(digest))
+    monkeypatch.setattr("onprem_mlops.artifacts.Store.file", lambda *arguments: stored)
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
+    (tmp_path / "sites/lab").mkdir(parents=True)
+    (tmp_path / "sites/lab/kubeconfig").touch()
+    file = tmp_path / "result.json"
+    assert run(["kubectl", "--json", str(file), "--", "get", "nodes"]) == 7
+    assert json.loads(file.read_text())["command"] == ["kubectl", "get", "nodes"]
+
+
+@pytest.mark.parametrize("module", ["status", "cli.own_commands", "endpoint", "verify.session"])
+def test_who_only_looks_at_a_site_loads_no_pyinfra(module: str) -> None:
+    script = f"import sys, onprem_mlops.{module}; sys.exit('pyinfra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_the_figures_of_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from onprem_mlops.cli.handing_over import hand_over
 from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory
 from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.errors import RequestError
-from onprem_mlops.paths import REPOSITORY, cache_dir
+from onprem_mlops.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from onprem_mlops.site import Site
@@ -73,19 +73,12 @@ def kubectl(context: typer.Context, inventory: Inventory = DEFAULT_INVENTORY) ->
     from onprem_mlops.site import load_site
 
     config = _kubeconfig(load_site(inventory))
-    stored = Store().file("kubernetes", "kubectl")
-    # A blob has no execute bit; a copy named by its digest has, and is made once.
-    binary = cache_dir() / "bin" / f"kubectl-{stored.sha256[:12]}"
-    if not binary.exists():
-        binary.parent.mkdir(parents=True, exist_ok=True)
-        temporary = binary.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(Path(stored.path).read_bytes())
-        temporary.chmod(0o755)
-        temporary.replace(binary)
+    binary = Store().file("kubernetes", "kubectl").path
     environment = {**os.environ, "KUBECONFIG": str(config)}
     words = _after_dashes(context)
+    command = ["kubectl", *words]
     return hand_over(
-        ["kubectl", *words], lambda: subprocess.run([str(binary), *words], env=environment, check=False).returncode
+        command, lambda: subprocess.run(command, executable=binary, env=environment, check=False).returncode
     )
 
 
@@ -96,14 +89,15 @@ def ssh(
     inventory: Inventory = DEFAULT_INVENTORY,
 ) -> Result:
     """Open a shell on a node, or run a command there: ssh w1 -- uptime. The host key is the pinned one."""
-    from onprem_mlops.engine.inventory import endpoint
+    from onprem_mlops.atomic import write_atomically
+    from onprem_mlops.endpoint import endpoint
     from onprem_mlops.site import load_site
+    from onprem_mlops.site.safe_file import private_folder
 
     site = load_site(inventory)
     to = endpoint(site, site.node(node))
-    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    known = site.state / f"known_hosts.{node}"
-    known.write_text(f"{to.name} {to.host_key}\n")
+    known = private_folder(site.state) / f"known_hosts.{node}"
+    write_atomically(known, f"{to.name} {to.host_key}\n".encode())
     options = {
         "UserKnownHostsFile": str(known),
         "HostKeyAlias": to.name,
