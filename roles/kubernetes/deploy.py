@@ -259,6 +259,10 @@ def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
+    if _is_plane(ctx):
+        kubectl.pods_ready(
+            "pods of the control plane are ready", "tier=control-plane", node=ctx.node.name, namespace="kube-system"
+        )
     return bool(probe(f"[ -e {SERVING} ]").ok)
 
 

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from pyinfra.context import host
 
@@ -140,6 +141,25 @@ def folder_absent(folder: str, *, last: str) -> Iterator[Command]:
     """
     if api(last).status == 200:
         yield Command(f"{KUBECTL} delete --ignore-not-found --wait=false -k {shlex.quote(folder)}", timeout=300)
+
+
+@operation
+def pods_ready(selector: str, *, node: str, namespace: str, seconds: int = 120) -> Iterator[Command]:
+    """The pods that carry these labels on one node are there and ready."""
+    query = f"labelSelector={quote(selector)}&fieldSelector=spec.nodeName={node}"
+    pods = api(f"/api/v1/namespaces/{namespace}/pods?{query}").body.get("items", ())
+    ready = [
+        any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
+        for pod in pods
+    ]
+    if not ready or not all(ready):
+        chosen = f"-n {namespace} -l {shlex.quote(selector)} --field-selector spec.nodeName={shlex.quote(node)}"
+        yield Command(
+            f"end=$(( $(date +%s) + {seconds} )); "
+            f"until {KUBECTL} wait pods {chosen} --for=condition=Ready --timeout={seconds}s; do "
+            f"[ $(date +%s) -lt $end ] || {{ {KUBECTL} get pods {chosen} -o wide >&2; exit 1; }}; sleep 1; done",
+            timeout=2 * seconds + 30,
+        )
 
 
 @operation
