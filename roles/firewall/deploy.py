@@ -19,6 +19,7 @@ def rules(ctx: Context[Settings]) -> None:
     settings = ctx.settings
     network.ruleset("packet filter", settings.path, settings.table, body(ctx, network.controller_address()))
     mark = network.mark_loaded(settings.table)
+    network.own_filter_noted("whether the node has rules of its own", UNIT)
     files.content("packet filter at boot", UNIT, ctx.render("nftables.service.j2", mark=mark))
     # Its file is no reason to restart: the rules are loaded and proven already.
     systemd.service("packet filter at boot, enabled", "nftables.service")
@@ -26,7 +27,7 @@ def rules(ctx: Context[Settings]) -> None:
 
 @removal(on=ALL)
 def remove(ctx: Context[Settings]) -> None:
-    """No table, no file; nftables as Debian ships it, or gone if this role brought it."""
+    """No table, no file; nftables as the node had it, or gone if this role brought it."""
     systemd.gone("no packet filter at boot", "nftables.service")
     network.no_ruleset("no packet filter", ctx.settings.path, ctx.settings.table)
     files.absent("nftables' own start and stop", UNIT)
@@ -35,6 +36,7 @@ def remove(ctx: Context[Settings]) -> None:
         "systemctl daemon-reload",
         unless='[ "$(systemctl show -P NeedDaemonReload nftables.service)" != yes ]',
     )
+    network.own_filter_back("the rules that the node had of its own")
     apt.purged("nftables, if it came with this role", "nftables")
 
 

@@ -117,6 +117,35 @@ def no_ruleset(path: str, table: str) -> Iterator[Command]:
         yield Command(f"rm -f {shlex.quote(path)}")
 
 
+NFTABLES = "nftables.service"
+
+WAS_ENABLED = "/var/lib/onprem-mlops/nftables-was-enabled"
+"""There if the node loaded rules of its own at boot before ours."""
+
+
+@operation
+def own_filter_noted(drop_in: str) -> Iterator[Command]:
+    """Note whether the node loads rules of its own at boot, before `drop_in` makes its service load ours instead."""
+    if host.get_fact(File, path=drop_in).kind == "absent" and host.get_fact(Unit, unit=NFTABLES).enabled == "enabled":
+        yield Command(f"mkdir -p {WAS_ENABLED.rpartition('/')[0]} && touch {WAS_ENABLED}")
+
+
+@operation
+def own_filter_back() -> Iterator[Command]:
+    """The node's own rules are loaded, now and at boot, if they were before ours. They may let nobody in: on trial."""
+    if host.get_fact(File, path=WAS_ENABLED).kind == "absent":
+        return
+    yield from on_trial(
+        "nftables",
+        "the node's own packet filter",
+        prepare="systemctl daemon-reload",
+        apply=f"systemctl enable --quiet {NFTABLES} && systemctl restart {NFTABLES}",
+        undo=f"systemctl disable --now --quiet {NFTABLES}",
+        holds=f"systemctl -q is-active {NFTABLES}",
+        keep=f"rm -f {WAS_ENABLED}",
+    )
+
+
 SSHD = "{ systemctl reset-failed ssh.service; systemctl restart ssh.service; }"
 # Not a reload: a restart leaves sessions alone too, and its time shows which configuration the server runs with.
 # The reset empties systemd's count of starts: at the sixth within ten seconds (runs that die one after the other, each
