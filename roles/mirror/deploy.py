@@ -33,7 +33,7 @@ def serve(ctx: Context[Settings]) -> None:
     _install(ctx)
     _registry(ctx)
     _nginx(ctx)
-    url = f"https://{ctx.settings.host_name(ctx.site)}"
+    url = f"https://{ctx.site.mirror_name}"
     trust = f"--cacert {ctx.settings_of('node').authority_path}"
     answers = f"curl -fsS {trust} -o /dev/null {url}/healthz && curl -fsS {trust} -o /dev/null {url}/v2/"
     shell.wait(
@@ -89,10 +89,7 @@ def _nginx(ctx: Context[Settings]) -> None:
     certificate = ctx.certificate("mirror")
     files.content("certificate of the mirror", CHAIN, certificate.chain_pem)
     files.content("key of the mirror", KEY, certificate.key_pem, mode="640", group="onprem-mirror")
-    host_name = ctx.settings.host_name(ctx.site)
-    files.content(
-        "configuration of nginx", NGINX, ctx.render("nginx.conf.j2", host_name=host_name, chain=CHAIN, key=KEY)
-    )
+    files.content("configuration of nginx", NGINX, ctx.render("nginx.conf.j2", chain=CHAIN, key=KEY))
     unit = ctx.render("onprem-mirror.service.j2", configuration=NGINX)
     files.content("unit of the mirror", MIRROR_UNIT, unit)
     # A renewed certificate is newer than the service's start, which is what restarts it.

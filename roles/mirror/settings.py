@@ -36,18 +36,14 @@ class Settings(RoleSettings):
         """The node that serves the mirror."""
         return site.in_group("services")[0]
 
-    def host_name(self, site: Site) -> str:
-        """The mirror's full name."""
-        return f"mirror.{site.domain}"
-
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
         """`mirror.<domain>`."""
-        return {self.host_name(site): self.host(site).address}
+        return {site.mirror_name: self.host(site).address}
 
     def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
         """One server certificate, on the node that serves."""
         if node == self.host(site):
-            yield Certificate("mirror", dns=(self.host_name(site),), addresses=(node.address,))
+            yield Certificate("mirror", dns=(site.mirror_name,), addresses=(node.address,))
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """HTTPS for nodes, and for the controller, which verifies that it is served right."""

@@ -102,6 +102,19 @@ def test_a_pipe_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+# remove
+
+
+def test_who_removes_a_role_is_told_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
+    assert run(["remove", "--role", "containerd", "--yes-destroy", "another-site"]) == 2
+    assert "these roles lose what they need: kubernetes." in " ".join(capsys.readouterr().out.split())
+    assert run(["remove", "--role", "network", "--yes-destroy", "another-site"]) == 2
+    assert "lose what they need" not in capsys.readouterr().out
+
+
 # Commands that run a program
 
 

@@ -81,6 +81,8 @@ def remove(
         where = ", ".join(one.name for one in work.graph.nodes)
         what = "and its data, for good" if data else "but keeps its data"
         console.print(f"This takes role [bold]{role}[/bold] off {where} {what}. `--dry-run` shows every command.")
+        if needing := site.needing(role):
+            console.print(f"Where they are still laid down, these roles lose what they need: {', '.join(needing)}.")
         confirm_destruction(site, yes_destroy)
     return _carry_out(work)
 

@@ -246,6 +246,10 @@ class Site(Section):
         """Whether the role is on."""
         return role in self.role_settings
 
+    def needing(self, role: str) -> tuple[str, ...]:
+        """Roles that are on and cannot be without ``role``."""
+        return tuple(name for name, settings in self.role_settings.items() if role in settings.requires)
+
     def node(self, name: str) -> Node:
         """The node called ``name``. RequestError with a suggestion if there is none."""
         for node in self.nodes:
@@ -268,6 +272,11 @@ class Site(Section):
     def full_name(self, node: Node) -> str:
         """The node's name with the domain."""
         return f"{node.name}.{self.domain}"
+
+    @property
+    def mirror_name(self) -> str:
+        """Full name of the site's own mirror, which nodes fetch everything from."""
+        return f"mirror.{self.domain}"
 
     @property
     def names(self) -> dict[str, IPv4Address]:
