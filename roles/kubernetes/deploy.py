@@ -205,8 +205,12 @@ def admission(ctx: Context[Settings], state: dict[str, str]) -> Admission | None
     if ctx.node.name != leader or not missing:
         return None
     planes = [node.name for node in ctx.nodes(CONTROL_PLANE) if node.name in missing]
-    if empty := [name for name in planes if state[name] == "nothing"]:
-        kubeadm.etcd_without("control planes that came back empty are no members of etcd", *empty)
+    empty = [name for name in missing if state[name] == "nothing"]
+    if lost := [name for name in empty if name in planes]:
+        kubeadm.etcd_without("control planes that came back empty are no members of etcd", *lost)
+    if empty:
+        # kubeadm lets nobody in by a name that the cluster takes for a living node's.
+        kubectl.absent("nodes that came back empty are forgotten", *(f"node/{name}" for name in empty))
     token = kubeadm.token("bootstrap token").stdout.strip()
     authority = probe("base64 -w0 /etc/kubernetes/pki/ca.crt").text
     keys = kubeadm.shared_keys() if planes else Hidden("")
