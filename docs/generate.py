@@ -246,6 +246,7 @@ def _names(names: Iterable[str]) -> str:
 def _steps(role: Role) -> str:
     module = deploy_module(role)
     rows = [(f"`{one.name}`", _on(one), _doc(one)) for one in steps_of(module)]
+    rows += [(f"`{one.name}` (before any run)", _on(one), _doc(one)) for one in steps_of(module, "__admission__")]
     rows += [(f"`{one.name}` (removal)", _on(one), _doc(one)) for one in steps_of(module, "__removal__")]
     return _table(("step", "on", "what it does"), rows)
 

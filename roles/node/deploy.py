@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, network, server, shell, systemd
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.roles import ALL, Context, removal, step
+from onprem_mlops.roles import ALL, Context, admission, removal, step
 from roles.node.settings import KERNEL_PARAMETERS, Settings
 
 KEYRING = "/etc/apt/keyrings/onprem-mlops.asc"
@@ -28,13 +29,25 @@ CHRONY_UNIT = "/etc/systemd/system/chrony.service.d/onprem-mlops.conf"
 PACKAGES = ("ca-certificates", "chrony", "curl")
 UPDATES = "unattended-upgrades"
 
+CLOCK_SECONDS = 300
+"""How far a node's clock may be off before it is laid down; the time service mends what is less."""
+
 OUR_DEVICES = ("cali", "vxlan.calico", "tunl0", "wireguard.cali", "kube-ipvs", "nodelocaldns")
 """Beginnings of interfaces whose routes into the pods' network are the cluster's own."""
+
+
+@admission(on=ALL)
+def fit(ctx: Context[Settings]) -> None:
+    """Refuse what is no Debian 12 or 13 on x86_64, a wrong clock, and routes into the pods' or Services' network."""
+    refuse_wrong_clock(ctx)
+    refuse_unless_supported(ctx)
+    refuse_overlapping_routes(ctx)
 
 
 @step(on=ALL)
 def base(ctx: Context[Settings]) -> None:
     """Identity, trust, kernel, journal, SSH and sudo: all that needs no package."""
+    # Asked again, at no cost: under plain pyinfra nobody has asked before.
     release = refuse_unless_supported(ctx)
     refuse_overlapping_routes(ctx)
     _identity(ctx)
@@ -121,6 +134,24 @@ def refuse_unless_supported(ctx: Context[Settings]) -> str:
             "Correct `release` of the node in site.yaml, or install that release.",
         )
     return supported[version]
+
+
+def refuse_wrong_clock(ctx: Context[Settings]) -> None:
+    """Raise MlopsError if the node's clock is so far off this machine's that certificates would be refused."""
+    off = int(probe("date +%s").text) - time.time()
+    if abs(off) > CLOCK_SECONDS:
+        raise MlopsError(
+            f"{ctx.node.name}: its clock is {_duration(abs(off))} {'ahead of' if off > 0 else 'behind'} this machine's",
+            "Set the one that is wrong (`timedatectl set-time`, or the machine's own clock): with it the node would "
+            "refuse the mirror's certificate, and the time service comes from there.",
+        )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 60:.0f} minutes"
 
 
 def refuse_overlapping_routes(ctx: Context[Settings]) -> None:

@@ -20,7 +20,7 @@ from onprem_mlops.engine.results import RunResult
 from onprem_mlops.engine.run import Run
 from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.events import Event, Listener, to_all
-from onprem_mlops.plan import Graph, PlannedStep
+from onprem_mlops.plan import Graph, PlannedStep, admissions
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.material import SiteMaterial
 from onprem_mlops.steps import Context, Material, Published
@@ -36,11 +36,17 @@ class Work:
     planning: bool
     remove_data: bool = False
 
+    @property
+    def admissions(self) -> tuple[PlannedStep, ...]:
+        """What is asked of nodes first; nothing in a removal, which is the way out for a node that is not fit."""
+        removing = any(hasattr(one.step.function, "__removal__") for one in self.graph)
+        return () if removing else admissions(self.site)
+
 
 def carry_out(work: Work, listener: Listener) -> RunResult:
     """Run a graph on a site. A plan takes no lock and changes nothing, on nodes or here.
 
-    Raises RequestError if somebody else's run holds the site, or a node shows a wrong host key.
+    Raises RequestError if somebody else's run holds the site, a node shows a wrong host key, or a role refuses one.
     """
     with ExitStack() as stack:
         if not work.planning:
@@ -54,6 +60,7 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
             to_all((log, listener)),
             phase=work.phase,
             planning=work.planning,
+            admissions=work.admissions,
             redact=material.redact,
         )
         return run.execute()

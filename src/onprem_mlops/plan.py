@@ -177,6 +177,17 @@ def removal_plan(site: Site, role: str, node: str | None) -> Graph:
     return Graph(tuple(one for one in found if one.nodes))
 
 
+def admissions(site: Site) -> tuple[PlannedStep, ...]:
+    """What the roles that are on ask of a node before any run touches it."""
+    roles = (role for name, role in site_roles(site).items() if site.is_on(name))
+    return tuple(
+        PlannedStep(f"{role.name}.{one.name}", role, one, _nodes(site, one), frozenset(), frozenset())
+        for role in roles
+        if (role.folder / "deploy.py").exists()
+        for one in steps_of(deploy_module(role), "__admission__")
+    )
+
+
 def _known(what: str, name: str | None, names: list[str]) -> None:
     if name is None or name in names:
         return

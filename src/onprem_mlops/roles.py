@@ -12,7 +12,7 @@ from onprem_mlops.site.role import (
     Secret,
     find_roles,
 )
-from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, removal, step
+from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, admission, removal, step
 
 __all__ = [
     "ALL",
@@ -26,6 +26,7 @@ __all__ = [
     "Role",
     "RoleSettings",
     "Secret",
+    "admission",
     "find_roles",
     "removal",
     "step",

@@ -81,6 +81,15 @@ def removal(*, on: str | tuple[str, ...]) -> Callable[[StepFunction], StepFuncti
     return _mark("__removal__", on, None, ())
 
 
+def admission(*, on: str | tuple[str, ...]) -> Callable[[StepFunction], StepFunction]:
+    """Declare a function of a role's `deploy.py` that refuses a node which cannot be laid down, by raising MlopsError.
+
+    Every deploy and plan calls it on each of its nodes before it touches any, whichever roles it lays down. It may
+    only read.
+    """
+    return _mark("__admission__", on, None, ())
+
+
 def _mark(
     attribute: str, on: str | tuple[str, ...], only: Only | None, after: tuple[str, ...]
 ) -> Callable[[StepFunction], StepFunction]:
@@ -94,8 +103,10 @@ def _mark(
     return mark
 
 
-def steps_of(module: object, attribute: Literal["__step__", "__removal__"] = "__step__") -> tuple[Step, ...]:
-    """The steps (or removals) that a role's `deploy.py` declares, in the order written."""
+def steps_of(
+    module: object, attribute: Literal["__step__", "__removal__", "__admission__"] = "__step__"
+) -> tuple[Step, ...]:
+    """The steps (or removals, or admissions) that a role's `deploy.py` declares, in the order written."""
     found = [getattr(value, attribute) for value in vars(module).values() if hasattr(value, attribute)]
     return tuple(sorted(found, key=lambda one: one.order))
 

@@ -9,7 +9,7 @@ import shlex
 import socket
 import time
 import traceback
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ class Run:
         *,
         phase: str,
         planning: bool,
+        admissions: Iterable[PlannedStep] = (),
         connector: type[BaseConnector] = FramedConnector,
         connector_data: Mapping[str, Any] | None = None,
         redact: Callable[[str], str] = str,
@@ -92,6 +93,7 @@ class Run:
         self._make_context = make_context
         self._listener = listener
         self._planning = planning
+        self._admissions = tuple(admissions)
         self._redact = redact
         self._state = immediate_state(site, graph.nodes, connector, **(connector_data or {}))
         self._progress = {one.id: _Progress(one, {node.name for node in one.nodes}) for one in graph}
@@ -104,8 +106,8 @@ class Run:
     def execute(self) -> RunResult:
         """Connect, run every step, disconnect.
 
-        Raises RequestError if a node's host key is not the pinned one, and what a listener raises: nobody would know
-        what such a run did, so it ends once the steps that run have ended.
+        Raises RequestError if a node's host key is not the pinned one or a role refuses the node, and what a listener
+        raises: nobody would know what such a run did, so it ends once the steps that run have ended.
         """
         started = time.monotonic()
         self._listener(
@@ -177,12 +179,29 @@ class Run:
         try:
             host.connector.connect()
             host.connected = True
+            self._admit(host)
             if not self._planning and isinstance(host.connector, FramedConnector):
                 self._lock(host.name, host.connector.connection)
         except (MlopsError, ConnectError) as error:
             cause = error if isinstance(error, MlopsError) else error.__cause__
             return cause if isinstance(cause, MlopsError) else Unreachable(f"{host.name}: {error}")
         return None
+
+    def _admit(self, host: Host) -> None:
+        """Let roles look at the node before anything is touched on any. Raises RequestError if one refuses it."""
+        ctx_host.set(host)
+        for asked in self._admissions:
+            for node in asked.nodes:
+                if node.name == host.name:
+                    self._ask(asked, node)
+
+    def _ask(self, asked: PlannedStep, node: Node) -> None:
+        try:
+            asked.step.function(self._make_context(asked, node))
+        except (Unreachable, CommandTimeout):
+            raise
+        except MlopsError as refusal:
+            raise RequestError(refusal.message, refusal.advice) from None
 
     def _lock(self, node: str, connection: Connection) -> None:
         """Hold the node's lock in its shell: it ends with the shell, so a killed controller leaves none behind."""

@@ -19,10 +19,11 @@ import gevent  # noqa: E402
 from pyinfra.api.exceptions import ConnectError  # noqa: E402
 from pyinfra.connectors.local import LocalConnector  # noqa: E402
 
-from onprem_mlops.engine.facts import file_state  # noqa: E402
+from onprem_mlops.engine.facts import file_state, probe  # noqa: E402
 from onprem_mlops.engine.operations import files, shell  # noqa: E402
 from onprem_mlops.engine.results import RunResult  # noqa: E402
 from onprem_mlops.engine.run import Run  # noqa: E402
+from onprem_mlops.errors import MlopsError, RequestError  # noqa: E402
 from onprem_mlops.events import Event, Listener, StepDone, StepStarted, to_all  # noqa: E402
 from onprem_mlops.plan import Graph, PlannedStep  # noqa: E402
 from onprem_mlops.site import Hidden, Node, Site  # noqa: E402
@@ -65,6 +66,7 @@ def run(
     folder: Path,
     connector: type[LocalConnector] = LocalConnector,
     listener: Listener = lambda event: None,
+    admissions: tuple[PlannedStep, ...] = (),
 ) -> Ran:
     """Run step functions as the steps of a role on both nodes (or the first one)."""
     steps: tuple[Step, ...] = steps_of(SimpleNamespace(**{one.__name__: one for one in functions}))
@@ -87,7 +89,16 @@ def run(
         return cast("Context[Any]", SimpleNamespace(node=node, folder=own, planning=planning))
 
     tell = to_all((listener, events.append))
-    engine = Run(SITE, Graph(planned), context, tell, phase="test", planning=planning, connector=connector)
+    engine = Run(
+        SITE,
+        Graph(planned),
+        context,
+        tell,
+        phase="test",
+        planning=planning,
+        connector=connector,
+        admissions=admissions,
+    )
     return Ran(engine.execute(), events)
 
 
@@ -246,6 +257,30 @@ def full_disk_here(folder: Path) -> None:
                 assert error.errno == 28
             else:
                 raise AssertionError("nobody would know what the run did")
+
+
+def refused_node(folder: Path) -> None:
+    def fit(ctx: Context[Any]) -> None:
+        if ctx.node.name == "n2":
+            raise MlopsError(f"{ctx.node.name} runs {probe('echo Ubuntu').text}", "Install Debian.")
+
+    @step(on="all", only="first")
+    def work(ctx: Context[Any]) -> None:
+        raise AssertionError("a node was touched")
+
+    asked = PlannedStep("demo.fit", ROLE, Step("fit", fit, ("all",), None, (), 1), NODES, frozenset(), frozenset())
+
+    @step(on="all")
+    def more(ctx: Context[Any]) -> None:
+        raise AssertionError("a node was touched")
+
+    try:
+        run(work, more, folder=folder, admissions=(asked,))
+    except RequestError as error:
+        assert error.message == "n2 runs Ubuntu"
+        assert error.advice == "Install Debian. Nothing was changed."
+    else:
+        raise AssertionError("the node was not refused")
 
 
 def memory(folder: Path) -> None:

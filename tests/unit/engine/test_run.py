@@ -47,6 +47,10 @@ def test_a_run_whose_log_cannot_be_written_ends(tmp_path: Path) -> None:
     assert "Traceback" not in scenario("full_disk_here", tmp_path)
 
 
+def test_a_node_that_a_role_refuses_is_named_before_any_is_touched(tmp_path: Path) -> None:
+    scenario("refused_node", tmp_path)
+
+
 def test_a_fact_is_read_again_after_a_change_only(tmp_path: Path) -> None:
     scenario("memory", tmp_path)
 
