@@ -1,7 +1,11 @@
 """Steps of roles without nodes: what a node is comes as data, what the step would do goes out as data.
 
 A case is one YAML file: which step on which node, the facts of the node, and what must come of it. The step runs as in
-a plan. After it, `converged` runs it again on a node where everything that it wrote is there.
+a plan. After it, it runs again on a node where everything that it wrote is there, and must do nothing; and once more
+for each file below `restarts`, changed since the services started, which must restart the one named beside it.
+
+On the second run a reading command that the case does not speak of finds all done, so a wrong `unless` is not noticed
+here. The second deploy of `tests/lab` notices it.
 """
 
 from __future__ import annotations
@@ -65,6 +69,8 @@ class FakeNode:
     probes: dict[str, str | int] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     """What the Kubernetes API answers, by path; other paths are not found."""
+    changed: str = ""
+    """The file that changed after the services had started."""
     settled: bool = False
     """Whether a check that no case speaks of finds everything done."""
     name: str = "node"
@@ -83,7 +89,7 @@ class FakeNode:
             FileText: lambda path: self.texts.get(path),
             Packages: lambda: self.packages,
             Unit: lambda unit: self.units.get(unit, Unit.default()),
-            NewestChange: lambda paths: 0.0,
+            NewestChange: lambda paths: _STARTED + (1 if self.changed in paths else -1),
             Probe: self._probe,
             ApiObject: lambda path: Answer(200, self.objects[path]) if path in self.objects else Answer(404, {}),
         }
@@ -304,6 +310,8 @@ def check(case: Case, folder: Path) -> None:
             assert text not in "\n".join([*change.commands, *(diff.after or "" for diff in change.diffs)])
     if expected.get("converges", True):
         _check_second_run(case, node, folder)
+    for path, purpose in expected.get("restarts", {}).items():
+        _check_restart(case, node, folder, path, purpose)
 
 
 def _check_second_run(case: Case, node: FakeNode, folder: Path) -> None:
@@ -311,3 +319,10 @@ def _check_second_run(case: Case, node: FakeNode, folder: Path) -> None:
     node.probes |= case.given.get("afterwards", {})
     case.run(node, folder)
     assert [(change.purpose, change.commands) for change in node.changes] == []
+
+
+def _check_restart(case: Case, node: FakeNode, folder: Path, path: str, purpose: str) -> None:
+    node.changed = path
+    case.run(node, folder)
+    restarted = [change.purpose for change in node.changes if "systemctl restart" in change.commands[-1]]
+    assert restarted == [purpose] == [change.purpose for change in node.changes], f"{path} has changed"
