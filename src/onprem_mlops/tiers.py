@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from onprem_mlops.console import console
 from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.paths import REPOSITORY
+from onprem_mlops.prerequisites import require
 
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
@@ -25,6 +26,8 @@ class Tier:
     proves: str
     commands: tuple[tuple[str, ...], ...]
     needs_nodes: bool = False
+    tools: tuple[str, ...] = ()
+    """Commands that it needs from the operating system."""
 
 
 TIERS = (
@@ -37,7 +40,12 @@ TIERS = (
             (PYTHON, "-m", "mypy"),
         ),
     ),
-    Tier("unit", "the framework, without a node", ((*PYTEST, "tests/unit", "-n", "2", "-q"),)),
+    Tier(
+        "unit",
+        "the framework, without a node",
+        ((*PYTEST, "tests/unit", "-n", "2", "-q"),),
+        tools=("age", "ssh-keygen"),
+    ),
     Tier("roles", "roles as data: settings + facts → commands", ((*PYTEST, "tests/roles", "-n", "2", "-q"),)),
     Tier(
         "lab",
@@ -49,6 +57,7 @@ TIERS = (
             (*PYTEST, "tests/lab", "-v", "--durations=15"),
         ),
         needs_nodes=True,
+        tools=("systemd-nspawn", "ip", "nft"),
     ),
 )
 
@@ -90,8 +99,8 @@ def run_tiers(chosen: list[str] | None, without: list[str]) -> dict[str, Count]:
 def _run(tier: Tier) -> Count:
     count = Count()
     started = time.monotonic()
-    if tier.needs_nodes and (problem := _why_no_nodes()):
-        count.problem = problem
+    if problem := _why_not(tier):
+        count.problem = f"{problem}; or leave the tier out: --without {tier.name}"
         return count
     for command in tier.commands:
         _one(command, count)
@@ -126,16 +135,14 @@ def _one(command: tuple[str, ...], count: Count) -> None:
         count.problem = "no test ran"
 
 
-def _why_no_nodes() -> str:
-    """Why no lab node can be made on this machine; empty if one can."""
-    from onprem_mlops.prerequisites import require
-
-    if os.geteuid() != 0:
-        return "the lab tier boots nodes and needs root; run it as root or leave it out: --without lab"
+def _why_not(tier: Tier) -> str:
+    """Why a tier cannot run on this machine; empty if it can. What is missing is installed, if that may be."""
+    if tier.needs_nodes and os.geteuid() != 0:
+        return f"tier {tier.name} boots nodes and needs root; run it as root"
     try:
-        require("systemd-nspawn", "ip", "nft")
+        require(*tier.tools)
     except MlopsError as error:
-        return f"{error.message}; or leave the tier out: --without lab"
+        return f"{error.message}; {error.advice}"
     return ""
 
 

@@ -180,6 +180,18 @@ def test_the_counts_of_the_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result["left_out"] == ["three"]
 
 
+def test_a_tier_without_its_tool_fails_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needy = tiers.Tier("needy", "this", ((sys.executable, "-c", ""),), tools=("no-such-tool",))
+    monkeypatch.setattr(tiers, "TIERS", (needy,))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert run(["test"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sudo apt-get install -y no-such-tool" in said
+    assert "--without needy" in said
+
+
 # Tables
 
 LONG = "a-word-that-is-much-longer-than-a-column-can-be-on-a-terminal-" * 3
