@@ -64,6 +64,11 @@ def packages(ctx: Context[Settings]) -> None:
     codename = refuse_unless_supported(ctx)
     _package_sources(ctx, codename)
     apt.packages("base packages", *PACKAGES)
+    # Before anything else runs on the node: what is upgraded restarts.
+    versions = ctx.package_versions(codename)
+    held = {name: versions[name] for name in ctx.settings.held_packages if name in versions}
+    apt.upgraded("held packages as the mirror has them", held)
+    apt.held("held packages are still held", *held)
     shell.run(
         "the site's authority in the system's trust store",
         "update-ca-certificates",

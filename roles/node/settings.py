@@ -88,8 +88,8 @@ class Settings(RoleSettings):
     )
     held_packages: tuple[str, ...] = Field(
         ("runc", "containerd", "haproxy", "keepalived"),
-        description="Installed packages that no upgrade may touch: what restarts pods or moves the API's address "
-        "changes in a deploy, not at night.",
+        description="Installed packages that only a deploy upgrades, to what the mirror offers: what restarts pods or "
+        "moves the API's address changes then, not at night.",
     )
     automatic_updates: bool = Field(
         True, description="Security updates every day by themselves, from the site's mirror or `apt.mirror`."

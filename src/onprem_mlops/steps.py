@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
@@ -212,6 +212,11 @@ class Context(Generic[S]):
             "Name the release in settings.mirror.debian, then build them with ./mlops mirror build.",
         )
 
+    def package_versions(self, codename: str) -> Mapping[str, str]:
+        """Package → version that the mirror serves for a Debian release; empty if it serves none."""
+        path = f"apt/{codename}/Packages"
+        return next((_versions(file.source) for file in self.tree() if str(file.path) == path), {})
+
     def settings_of(self, role: str) -> Any:
         """Another role's settings: what a role declares is open to all, its folder is not."""
         return self.site.settings(role)
@@ -225,6 +230,20 @@ class Context(Generic[S]):
     @cached_property
     def _templates(self) -> jinja2.Environment:
         return _environment(self.folder / "templates")
+
+
+@cache
+def _versions(index: Path) -> Mapping[str, str]:
+    """Package → version in an index of apt's. Read once a run: a tree's files never change."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in index.read_text().splitlines():
+        field_name, _, value = line.partition(": ")
+        if field_name == "Package":
+            name = value
+        elif field_name == "Version":
+            found[name] = value
+    return found
 
 
 _environments: dict[Path, jinja2.Environment] = {}

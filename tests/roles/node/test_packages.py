@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pytest
 from pyinfra.context import ctx_host
 
+from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.engine.facts import Packages
 from onprem_mlops.engine.operations import apt
-from tests.roles.harness import FakeNode
+from tests.roles.harness import Case, FakeNode, FakeStore
 
 TOOLS = {
     "dpkg-query": "cat {db}",
     # The database has lines such as `ii |curl`; `autoremove` finds what is named in `orphans`, as apt does.
     "apt-get": """\
 case "$*" in
+*-s*install*) echo "Inst haproxy [1:2] (1:3 local)";;
+*install*) for name; do :; done; echo "$name" >>{installs};;
 *autoremove*) while read -r name; do grep -q "^.i.|$name$" {db} && echo "Remv $name [1]"; done <{orphans};;
 *purge*)
   if [ -e {cut} ]; then rm {cut}; sed -i 's/^ii \\(|chrony\\)$/rc \\1/' {db}; kill -9 $PPID; exit 1; fi
@@ -35,7 +40,7 @@ class Debian:
         self.folder = folder
         (folder / "bin").mkdir()
         for name, text in TOOLS.items():
-            paths = {one: str(folder / one) for one in ("db", "orphans", "cut", "marks")}
+            paths = {one: str(folder / one) for one in ("db", "orphans", "cut", "marks", "installs")}
             for one, path in paths.items():
                 text = text.replace(f"{{{one}}}", path)
             (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -119,3 +124,43 @@ def test_a_hold_goes_with_its_package(tmp_path: Path) -> None:
 
 def test_no_hold_of_ours_is_no_work(tmp_path: Path) -> None:
     assert Debian(tmp_path, "hi |runc\n").perform(apt.unheld) == []
+
+
+def test_held_packages_that_are_older_than_the_mirrors_are_upgraded(tmp_path: Path) -> None:
+    node = Debian(tmp_path, "hi |runc\nhi |haproxy\nhi |keepalived\nhi |mine\n")
+    (tmp_path / "held").write_text("runc\nhaproxy\nkeepalived\n")
+    probes: dict[str, str | int] = {"grep -qx haproxy": 0, "grep -qx": 1, "dpkg --audit": 0}
+    packages = dict.fromkeys(("runc", "haproxy", "keepalived", "mine"), "1:2")
+    offered = {"runc": "1:2", "haproxy": "1:3", "keepalived": "1:1", "mine": "1:3", "containerd": "1"}
+    with ctx_host.use(FakeNode(packages=packages, probes=probes)):
+        [command] = apt.upgraded.generator(offered)  # type: ignore[attr-defined]
+    assert node._run(command.get_raw_value()) == 0
+    assert node.lines("installs") == ["haproxy"]
+    assert node.lines("packages") == [], "it did not come with us"
+
+
+@pytest.mark.parametrize(("installed", "upgraded"), [("1:2.2.7-1+b2", True), ("1:2.2.8-1", False), ("2:1", False)])
+def test_only_what_we_hold_and_is_older_is_upgraded(installed: str, upgraded: bool, tmp_path: Path) -> None:
+    if shutil.which("dpkg") is None:
+        pytest.skip("versions are compared by dpkg")
+    (tmp_path / "held").write_text("keepalived\n")
+    for name, expected in (("keepalived", upgraded), ("keep", False)):
+        command = apt._may_be_upgraded(name, installed, "1:2.2.8-1").replace("/var/lib/onprem-mlops", str(tmp_path))
+        assert (subprocess.run(["sh", "-c", command], check=False).returncode == 0) is expected
+
+
+def test_a_deploy_upgrades_to_what_the_mirror_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = tmp_path / "Packages"
+    index.write_text("Package: runc\nVersion: 1.1.6\nDepends: libc6\n\nPackage: haproxy\nVersion: 1:2\n")
+    file = TreeFile(path=PurePosixPath("apt/bookworm/Packages"), source=index, sha256="0" * 64, size=1)
+    whole = FakeStore.tree
+    monkeypatch.setattr(FakeStore, "tree", lambda self, names: (*whole(self, names), file))
+    debian = "debian|12|Debian GNU/Linux 12 (bookworm)\nx86_64"
+    given = {"step": "packages", "node": "w1", "settings": {}}
+    node = FakeNode(
+        packages={"runc": "1.1.5", "held:runc": "1.1.5"},
+        probes={"/etc/os-release": debian, "dpkg --audit": 0, "grep -qx runc": 0},
+    )
+    assert Case(Path(__file__), given).run(node, tmp_path) == ""
+    changes = {one.purpose: one.commands for one in node.changes}
+    assert "install runc" in changes["held packages as the mirror has them"][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pyinfra.context import host
 
@@ -61,14 +61,45 @@ def packages(*names: str) -> Iterator[Command]:
     installed: dict[str, str] = host.get_fact(Packages)
     missing = [name for name in names if name not in installed]
     if missing:
-        wanted = " ".join(shlex.quote(name) for name in missing)
-        install = f"{APT} --no-install-recommends"
-        # What comes along is noted before it comes: an install that is cut off is taken off again all the same.
-        yield Command(
-            f"mkdir -p {RECORD.rpartition('/')[0]} && {APT} update && "
-            f'new=$({install} -s install {wanted}) && echo "$new" | {_NEW} >>{RECORD} && {install} install {wanted}',
-            timeout=1800,
-        )
+        yield _install(missing, f"{APT} --no-install-recommends")
+
+
+def _install(names: list[str], install: str) -> Command:
+    wanted = " ".join(shlex.quote(name) for name in names)
+    # What comes along is noted before it comes: an install that is cut off is taken off again all the same.
+    return Command(
+        f"mkdir -p {RECORD.rpartition('/')[0]} && {APT} update && "
+        f'new=$({install} -s install {wanted}) && echo "$new" | {_NEW} >>{RECORD} && {install} install {wanted}',
+        timeout=1800,
+    )
+
+
+@operation
+def upgraded(offered: Mapping[str, str]) -> Iterator[Command]:
+    """Packages that `held` held are upgraded if they are older than what is offered: nobody else does it.
+
+    Those that are not installed, or that a person held, are left alone.
+
+    Args:
+        offered: package → version that the node's sources offer.
+    """
+    installed: dict[str, str] = host.get_fact(Packages)
+    # Equal on a converged node; only what differs costs a look.
+    older = [
+        name
+        for name, version in offered.items()
+        if installed.get(name, version) != version
+        and host.get_fact(Probe, command=_may_be_upgraded(name, installed[name], version)).ok
+    ]
+    if older:
+        yield from _repair()
+        yield _install(older, f"{APT} --no-install-recommends --allow-change-held-packages")
+
+
+def _may_be_upgraded(name: str, installed: str, offered: str) -> str:
+    """Reading command: whether we hold the package, and it is older."""
+    older = f"dpkg --compare-versions {shlex.quote(installed)} lt {shlex.quote(offered)}"
+    return f"grep -qx {shlex.quote(name)} {HELD} && {older}"
 
 
 @operation
