@@ -65,7 +65,7 @@ def remove(ctx: Context[Settings]) -> None:
     files.absent("containerd's files", *binaries, UNIT, "/etc/crictl.yaml")
     files.absent("containerd's folders", "/etc/containerd", "/run/containerd", "/opt/containerd", recursive=True)
     files.absent("CNI plugins", *(f"/opt/cni/bin/{name}" for name in CNI_PLUGINS))
-    containers.no_empty_folders("folders of CNI", "/opt/cni/bin", "/opt/cni", "/etc/cni/net.d", "/etc/cni")
+    files.no_empty_folders("folders of CNI", "/opt/cni/bin", "/opt/cni", "/etc/cni/net.d", "/etc/cni")
     containers.emptied("images and containers", "/var/lib/containerd")
     systemd.reloaded("systemd forgets the unit")
     apt.purged("runc", "runc")

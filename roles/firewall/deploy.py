@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from pathlib import PurePosixPath
 
 from onprem_mlops.engine.operations import apt, files, network, shell, systemd
 from onprem_mlops.errors import MlopsError
@@ -31,6 +32,9 @@ def remove(ctx: Context[Settings]) -> None:
     systemd.gone("no packet filter at boot", "nftables.service")
     network.no_ruleset("no packet filter", ctx.settings.path, ctx.settings.table)
     files.absent("nftables' own start and stop", UNIT)
+    files.no_empty_folders(
+        "folders of this role", *(str(PurePosixPath(one).parent) for one in (UNIT, ctx.settings.path))
+    )
     shell.run(
         "nftables' own start and stop are known again",
         "systemctl daemon-reload",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from onprem_mlops.engine.facts import probe
@@ -47,7 +48,9 @@ def calico(ctx: Context[Settings]) -> None:
 def names(ctx: Context[Settings]) -> None:
     """Pods resolve the site's names, and questions for others go where the site says."""
     domains = min(2, len(ctx.site.in_group(*ON)))
-    text = ctx.render("coredns.yaml.j2", names=ctx.names, domains=domains)
+    corefile = ctx.render("Corefile.j2", names=ctx.names)
+    digest = hashlib.sha256(corefile.encode()).hexdigest()[:16]
+    text = ctx.render("coredns.yaml.j2", corefile=corefile, digest=f'"{digest}"', domains=domains)
     kubectl.apply("cluster DNS", text, what="cluster DNS")
     # Nothing of the platform runs in the namespace `default`, so nothing may talk there.
     policies = "---\n".join(json.dumps(one) + "\n" for one in kubectl.default_deny("default"))
@@ -95,7 +98,7 @@ def remove_from_node(ctx: Context[Settings]) -> None:
     rules.links_gone("no links and routes of Calico", "cali[0-9a-f]*\\|vxlan.calico\\|tunl0", protocol=80)
     files.absent("Calico's configuration", *NODE_FILES, *CNI_PLUGINS)
     files.absent("Calico's state", *NODE_FOLDERS, *MANIFESTS, recursive=True)
-    containers.no_empty_folders("folders of CNI", "/etc/cni/net.d", "/etc/cni")
+    files.no_empty_folders("folders of CNI", "/etc/cni/net.d", "/etc/cni")
 
 
 @removal(on=CONTROL_PLANE)

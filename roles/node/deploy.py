@@ -101,6 +101,7 @@ def remove(ctx: Context[Settings]) -> None:
     systemd.service(
         "the journal as it was", "systemd-journald.service", configuration=(_parent(JOURNALD),), enabled=False
     )
+    files.no_empty_folders("folders of this role", _parent(JOURNALD), _parent(CHRONY_UNIT))
     shell.run(
         "swap as it was",
         f"{_edited('/etc/fstab', 's|^# onprem-mlops ||')} && swapon -a",

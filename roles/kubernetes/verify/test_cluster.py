@@ -171,14 +171,24 @@ def test_endpoint_on_every_plane(site: Site, settings: Settings, cluster: Cluste
 
 def test_system_pods(cluster: Cluster) -> None:
     """Every pod of the system runs and is ready."""
+    # A kubelet tells of a pod that it started some seconds later.
+    end = time.monotonic() + SETTLE_SECONDS
+    while (wrong := _not_ready(cluster)) and time.monotonic() < end:
+        time.sleep(3)
+    assert not wrong, f"{'; '.join(wrong)} (for {SETTLE_SECONDS} s)"
+
+
+SETTLE_SECONDS = 60
+
+
+def _not_ready(cluster: Cluster) -> list[str]:
     pods = cluster.items(f"/api/v1/namespaces/{PRIVILEGED_NAMESPACE}/pods")
     assert pods, f"no pod in {PRIVILEGED_NAMESPACE}"
-    wrong = [
+    return [
         f"{pod['metadata']['name']} on {pod['spec'].get('nodeName', 'no node')}: {_why_not_ready(pod)}"
         for pod in pods
         if not _is_ready(pod)
     ]
-    assert not wrong, "; ".join(wrong)
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:

@@ -75,12 +75,3 @@ def emptied(folder: str) -> Iterator[Command]:
         yield Command(
             f"find {quoted} -mindepth 1 -delete && {{ mountpoint -q {quoted} || rmdir {quoted}; }}", timeout=600
         )
-
-
-@operation
-def no_empty_folders(*folders: str) -> Iterator[Command]:
-    """These folders are gone, in this order, unless somebody else's files are in them."""
-    for folder in folders:
-        quoted = shlex.quote(folder)
-        if host.get_fact(Probe, command=f'[ -d {quoted} ] && [ -z "$(ls -A {quoted})" ]').ok:
-            yield Command(f"rmdir {quoted}")

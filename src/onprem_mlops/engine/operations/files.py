@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pyinfra.context import host
 
-from onprem_mlops.engine.facts import SHA256, File, FileState, FileText
+from onprem_mlops.engine.facts import SHA256, File, FileState, FileText, Probe
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
@@ -191,6 +191,15 @@ def absent(*paths: str, recursive: bool = False) -> Iterator[Command]:
             continue
         tool = "rm -rf" if recursive else ("rmdir" if now.kind == "directory" else "rm -f")
         yield Command(f"{tool} -- {shlex.quote(path)}")
+
+
+@operation
+def no_empty_folders(*folders: str) -> Iterator[Command]:
+    """These folders are gone, in this order, unless somebody else's files are in them."""
+    for folder in folders:
+        quoted = shlex.quote(folder)
+        if host.get_fact(Probe, command=f'[ -d {quoted} ] && [ -z "$(ls -A {quoted})" ]').ok:
+            yield Command(f"rmdir {quoted}")
 
 
 @operation
