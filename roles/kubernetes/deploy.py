@@ -45,7 +45,7 @@ CIPHERS = (
 )
 """Ciphers with forward secrecy and authentication only (CIS 1.2.28, 4.2.12)."""
 
-PLANE_IMAGES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+PLANE_PODS = PLANE_IMAGES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 SERVING = "/var/lib/kubelet/pki/kubelet-server-current.pem"
 
 _one_at_a_time = threading.Lock()
@@ -264,9 +264,9 @@ def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
     if _is_plane(ctx):
-        kubectl.pods_ready(
-            "pods of the control plane are ready", "tier=control-plane", node=ctx.node.name, namespace="kube-system"
-        )
+        name = ctx.node.name
+        pods = [f"{one}-{name}" for one in PLANE_PODS]
+        kubectl.pods_ready("pods of the control plane are ready", *pods, node=name, namespace="kube-system")
     return bool(probe(f"[ -e {SERVING} ]").ok)
 
 

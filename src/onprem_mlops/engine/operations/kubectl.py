@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from pyinfra.context import host
 
@@ -144,20 +143,21 @@ def folder_absent(folder: str, *, last: str) -> Iterator[Command]:
 
 
 @operation
-def pods_ready(selector: str, *, node: str, namespace: str, seconds: int = 120) -> Iterator[Command]:
-    """The pods that carry these labels on one node are there and ready."""
-    query = f"labelSelector={quote(selector)}&fieldSelector=spec.nodeName={node}"
-    pods = api(f"/api/v1/namespaces/{namespace}/pods?{query}").body.get("items", ())
-    ready = [
-        any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
+def pods_ready(*names: str, node: str, namespace: str, seconds: int = 120) -> Iterator[Command]:
+    """These pods of one node are there and ready. The API learns of a static pod up to a minute after it began."""
+    pods = api(f"/api/v1/namespaces/{namespace}/pods?fieldSelector=spec.nodeName={node}").body.get("items", ())
+    ready = {
+        pod["metadata"]["name"]
         for pod in pods
-    ]
-    if not ready or not all(ready):
-        chosen = f"-n {namespace} -l {shlex.quote(selector)} --field-selector spec.nodeName={shlex.quote(node)}"
+        if any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
+    }
+    missing = [name for name in names if name not in ready]
+    if missing:
+        where = f"-n {shlex.quote(namespace)}"
+        wait = f"{KUBECTL} wait pods {where} {' '.join(missing)} --for=condition=Ready --timeout={seconds}s"
         yield Command(
-            f"end=$(( $(date +%s) + {seconds} )); "
-            f"until {KUBECTL} wait pods {chosen} --for=condition=Ready --timeout={seconds}s; do "
-            f"[ $(date +%s) -lt $end ] || {{ {KUBECTL} get pods {chosen} -o wide >&2; exit 1; }}; sleep 1; done",
+            f"end=$(( $(date +%s) + {seconds} )); until {wait}; do [ $(date +%s) -lt $end ] || "
+            f"{{ {KUBECTL} get pods {where} -o wide >&2; exit 1; }}; sleep 1; done",
             timeout=2 * seconds + 30,
         )
 
