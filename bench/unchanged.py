@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from bench._measure import REPOSITORY, Timed, figure, repeat_with, timed
-from onprem_mlops.engine.inventory import endpoint
+from onprem_mlops.endpoint import endpoint
 from onprem_mlops.paths import cache_dir
 from onprem_mlops.site import Site, load_site
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from onprem_mlops.artifacts.publish import StorePublisher
 from onprem_mlops.deployment import Work, context_maker
-from onprem_mlops.engine.inventory import endpoint
+from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.operations import kubectl
 from onprem_mlops.plan import load_phases, plan
 from onprem_mlops.site import Node, Site

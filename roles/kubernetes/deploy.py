@@ -7,13 +7,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from onprem_mlops.atomic import write_atomically
 from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, containers, files, kubeadm, kubectl, rules, shell, systemd
 from onprem_mlops.engine.operations.kubeadm import Admission
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, KnownLater, removal, step
 from onprem_mlops.site import Hidden
-from onprem_mlops.site.safe_file import write_atomically
 
 from .settings import Settings
 
@@ -45,7 +45,7 @@ CIPHERS = (
 )
 """Ciphers with forward secrecy and authentication only (CIS 1.2.28, 4.2.12)."""
 
-PLANE_PODS = PLANE_IMAGES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+PLANE_PODS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 SERVING = "/var/lib/kubelet/pki/kubelet-server-current.pem"
 
 _one_at_a_time = threading.Lock()
@@ -57,7 +57,7 @@ def prepare(ctx: Context[Settings]) -> None:
     """Everything that a node has before there is a cluster."""
     apt.packages("what kubeadm's preflight asks for, and the API endpoint", *PACKAGES, *_endpoint_packages(ctx))
     if not kubeadm.joined():
-        planes = PLANE_IMAGES if _is_plane(ctx) else ()
+        planes = PLANE_PODS if _is_plane(ctx) else ()
         containers.images("images begin to come", *(ctx.image(f"image-{name}") for name in (*planes, "kube-proxy")))
     for name in BINARIES:
         authority = ctx.settings_of("node").authority_path

@@ -12,7 +12,7 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State, StateStage
 from pyinfra.connectors.base import BaseConnector
 
-from onprem_mlops.endpoint import endpoint as endpoint
+from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.connector import ENDPOINT, FramedConnector
 from onprem_mlops.errors import RequestError
 from onprem_mlops.site import Node, Site, load_site

@@ -13,8 +13,8 @@ from pyinfra.operations import python
 
 from onprem_mlops.artifacts.publish import StorePublisher
 from onprem_mlops.deployment import Work, context_maker
+from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.connector import ENDPOINT
-from onprem_mlops.engine.inventory import endpoint
 from onprem_mlops.engine.run import MakeContext
 from onprem_mlops.plan import Graph, Phase, PlannedStep, plan
 from onprem_mlops.site import Site, load_site

@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from onprem_mlops.atomic import write_atomically as write_atomically  # roles know it by this name
 from onprem_mlops.errors import RequestError
 
 
