@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,20 @@ def test_a_slow_and_lossy_network(site: TestSite, killed_at: list[str]) -> None:
         for node in site.spec.nodes:
             lab.clear_netem(site.spec, node.name)
     site.run("verify", "infrastructure").must()
+
+
+def test_rules_that_lock_the_controller_out_take_themselves_back(site: TestSite, killed_at: list[str]) -> None:
+    # A process of its own: the engine needs gevent's patches from the first line on.
+    script = Path(__file__).with_name("lock_out.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(site.folder)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert "would lock the controller out and was taken back" in said["w1"]
+    assert "the node took it back because the controller was too slow" in said["b1"]
+    for node in ("w1", "b1"):
+        assert site.on(node, "nft list table inet locks_out 2>/dev/null | wc -l; ls /etc/nftables.d") == "0\nonprem.nft"
 
 
 def test_plain_pyinfra_lays_down_the_same(site: TestSite, killed_at: list[str]) -> None:

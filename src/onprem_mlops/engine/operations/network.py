@@ -93,7 +93,7 @@ def ruleset(path: str, table: str, body: str) -> Iterator[Command]:
             f"&& {{ ! nft list table inet {table} >/dev/null 2>&1 || nft list table inet {table} >>{saved}; }}"
         ),
         apply=f"nft -f {new}",
-        undo=f"nft -f {saved}; {mark}",
+        undo=f"rm -f {new}; nft -f {saved}; {mark}",
         holds=f"nft list table inet {table} | grep -q 'source {digest}'",
         keep=f"{mark} && sync {new} && mv -fT {new} {shlex.quote(path)}",
         stdin=base64.encodebytes(raw).decode(),
