@@ -22,7 +22,8 @@ PHASE = Phase(
         Use("firewall", here=("node.packages",)),
         Use("mirror", here=("node.base",)),
         Use("containerd", after=("mirror",), here=("node.packages",)),
-        Use("kubernetes", here=("containerd",)),
+        # The API learns late of a control plane's pods; the node has better to do meanwhile.
+        Use("kubernetes", here=("containerd",), steps={"ready": needs(here=("network.ready", "node.updates"))}),
         # Images come while the control plane starts; the network's objects need only its API, no other node.
         Use(
             "network",

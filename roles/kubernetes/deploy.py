@@ -263,10 +263,6 @@ def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
-    if _is_plane(ctx):
-        name = ctx.node.name
-        pods = [f"{one}-{name}" for one in PLANE_PODS]
-        kubectl.pods_ready("pods of the control plane are ready", *pods, node=name, namespace="kube-system")
     return bool(probe(f"[ -e {SERVING} ]").ok)
 
 
@@ -295,6 +291,16 @@ def mark(ctx: Context[Settings], state: dict[str, str]) -> None:
                 labels=labels,
                 taints=tuple(str(one) for one in node.taints),
             )
+
+
+@step(on=CONTROL_PLANE, after=("settled",))
+def ready(ctx: Context[Settings], state: dict[str, str]) -> None:
+    """The API knows the pods of the control plane and says that they are ready."""
+    name = ctx.node.name
+    if ctx.planning and state.get(name) in ("nothing", "partial"):
+        raise KnownLater("kubernetes.join")
+    pods = [f"{one}-{name}" for one in PLANE_PODS]
+    kubectl.pods_ready("pods of the control plane are ready", *pods, node=name, namespace="kube-system")
 
 
 @step(on=CONTROL_PLANE, after=("init",))
