@@ -223,7 +223,9 @@ def _kernel(ctx: Context[Settings]) -> None:
 def _edited(path: str, expression: str) -> str:
     """Shell: a file with a sed expression done to it, whole at any time, with the mode and owner that it has."""
     new = f"{path}.mlops-new"
-    return f"cp -p {path} {new} && sed -E '{expression}' {path} >{new} && sync {new} && mv -fT {new} {path}"
+    # A group of its own: callers go on with &&.
+    edit = f"cp -p {path} {new} && sed -E '{expression}' {path} >{new} && sync {new} && mv -fT {new} {path}"
+    return f"{{ {edit} {files.or_removed(new)}; }}"
 
 
 def _journal(ctx: Context[Settings]) -> None:

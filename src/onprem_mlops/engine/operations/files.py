@@ -55,16 +55,22 @@ def content(
     yield Command(
         f"{_with_parents(path)} && umask 077 && base64 -d >{temporary} "
         f"&& chown {shlex.quote(f'{owner}:{group}')} {temporary} && chmod {mode} {temporary} "
-        f"{_checked(check, temporary)}&& sync {temporary} && mv -fT {temporary} {target}",
+        f"{_checked(check, temporary)}&& sync {temporary} && mv -fT {temporary} {target} "
+        f"{or_removed(temporary)}",
         stdin=base64.encodebytes(raw).decode() or "\n",
         diff=_diff(path, now, raw, hidden),
     )
 
 
+def or_removed(temporary: str) -> str:
+    """Shell: the end of an && list that writes a (quoted) file; if it fails, nothing takes the last of a full disk."""
+    return f"|| {{ rm -f {temporary}; exit 1; }}"
+
+
 def _checked(check: str | None, temporary: str) -> str:
     if check is None:
         return ""
-    return f"&& {{ {check.replace('{}', temporary)} >&2 || {{ rm -f {temporary}; false; }}; }} "
+    return f"&& {{ {check.replace('{}', temporary)} >&2; }} "
 
 
 def _parent(path: str) -> str:
@@ -121,7 +127,7 @@ def block(path: str, text: str, *, owner: str = "onprem-mlops") -> Iterator[Comm
     temporary, target = shlex.quote(f"{path}.mlops-new"), shlex.quote(path)
     yield Command(
         f"{{ cp -p {target} {temporary} 2>/dev/null || install -m 644 /dev/null {temporary}; }} "
-        f"&& base64 -d >{temporary} && sync {temporary} && mv -fT {temporary} {target}",
+        f"&& base64 -d >{temporary} && sync {temporary} && mv -fT {temporary} {target} {or_removed(temporary)}",
         stdin=base64.encodebytes(after.encode()).decode() or "\n",
         diff=Diff(path, before, after),
     )
@@ -224,7 +230,7 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         f"&& {{ {is_checksum(source.sha256, temporary)} "
         f"|| {{ echo 'not the file that the catalogue pins: {source.sha256}' >&2; false; }}; }} "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
-        f"|| {{ rm -f {temporary}; exit 1; }}",
+        f"{or_removed(temporary)}",
         diff=checksums(path, now, source),
     )
 

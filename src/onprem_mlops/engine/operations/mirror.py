@@ -23,7 +23,7 @@ from pyinfra.context import host
 from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.engine.facts import SHA256, File, FileState, Probe
 from onprem_mlops.engine.operation import Command, operation
-from onprem_mlops.engine.operations.files import checksums, is_checksum
+from onprem_mlops.engine.operations.files import checksums, is_checksum, or_removed
 from onprem_mlops.engine.operations.guard import endpoint_of, output
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
@@ -266,6 +266,6 @@ def installed(path: str, source: PublishedFile, *, root: str, mode: str = "755")
     yield Command(
         f"cp --no-preserve=all {shlex.quote(f'{root}/current/{source.path}')} {temporary} "
         f"&& {is_checksum(source.sha256, temporary)} "
-        f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target}",
+        f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} {or_removed(temporary)}",
         diff=checksums(path, now, source),
     )

@@ -11,6 +11,7 @@ from pyinfra.context import host
 
 from onprem_mlops.engine.facts import File, FileState, FileText, Probe, Unit, UnitState
 from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.engine.operations.files import or_removed
 from onprem_mlops.engine.operations.guard import FOLDER, on_trial, pending
 from onprem_mlops.events import Diff
 
@@ -90,7 +91,8 @@ def ruleset(path: str, table: str, body: str) -> Iterator[Command]:
         prepare=(
             f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} && base64 -d >{new} && nft -c -f {new} "
             f"&& printf 'table inet {table}\\ndelete table inet {table}\\n' >{saved} "
-            f"&& {{ ! nft list table inet {table} >/dev/null 2>&1 || nft list table inet {table} >>{saved}; }}"
+            f"&& {{ ! nft list table inet {table} >/dev/null 2>&1 || nft list table inet {table} >>{saved}; }} "
+            f"{or_removed(new)}"
         ),
         apply=f"nft -f {new}",
         undo=f"rm -f {new}; nft -f {saved}; {mark}",
@@ -169,7 +171,7 @@ def sshd(path: str, text: str) -> Iterator[Command]:
         "this configuration of the SSH server",
         prepare=(
             f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])} /run/sshd && base64 -d >{new} && sync {new} "
-            f"&& {_saved(target)}"
+            f"&& {_saved(target)} {or_removed(new)}"
         ),
         apply=f"mv -fT {new} {target} && sshd -t && {SSHD}",
         undo=_as_saved(target),
