@@ -118,6 +118,18 @@ def test_who_removes_a_role_is_told_what_needs_it(
 # Commands that run a program
 
 
+def test_a_stream_that_is_open_already_goes_on(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from onprem_mlops.cli.result import write_json; "
+        "print('before', flush=True); write_json(Path('/dev/stdout'), 'test/v1', {}); print('after')"
+    )
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        subprocess.run([sys.executable, "-c", script], stdout=stream, check=True)
+    assert log.read_text().startswith("before\n{")
+    assert log.read_text().endswith("}\nafter\n")
+
+
 def test_a_program_keeps_its_exit_code() -> None:
     def program(line: str) -> Result:
         return hand_over([line], lambda: subprocess.run(["sh", "-c", line], check=False).returncode)

@@ -87,9 +87,16 @@ def _interrupted() -> int:
 
 def _defect(error: Exception) -> int:
     log = state_dir() / f"defect-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log.touch(mode=0o600)
-    log.write_text("".join(traceback.format_exception(error)))
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log.touch(mode=0o600)
+        log.write_text("".join(traceback.format_exception(error)))
+    except OSError as refused:
+        _show(
+            f"{error}; and the folder for what happened, {log.parent}, cannot be written: {refused.strerror}",
+            "Check MLOPS_STATE and MLOPS_CACHE, and the rights and the space of your folders.",
+        )
+        return RequestError.exit_code
     _show(
         f"a defect of onprem-mlops itself: {type(error).__name__}: {error}",
         f"Please report it with {log}. Commands that were running on nodes may have been cut off; run it again.",

@@ -65,8 +65,10 @@ def up(
     from onprem_mlops.console import console
     from onprem_mlops.lab import LabSpec
     from onprem_mlops.lab import up as boot
+    from onprem_mlops.lab.host import require_root
     from onprem_mlops.site.material import ensure_lab_material
 
+    require_root()
     began = time.monotonic()
     loaded, spec = _lab(site, inventory)
     roots = {f"lab-rootfs-{node.release}" for node in spec.nodes}

@@ -6,10 +6,11 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -17,6 +18,10 @@ from onprem_mlops.errors import MlopsError, RequestError
 
 PRIVATE = 0o600
 """Mode of a result that may hold secrets. All others are as open as the person's umask lets them be."""
+
+
+STREAMS: Mapping[str, Callable[[], TextIO]] = {"/dev/stdout": lambda: sys.stdout, "/dev/stderr": lambda: sys.stderr}
+"""Names of what this process has open already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,12 @@ def write_json(path: Path, schema: str, data: dict[str, Any], mode: int | None =
 
     text = json.dumps({"schema": f"onprem-mlops/{schema}", **data}, indent=2) + "\n"
     try:
-        if path.exists() and not path.is_file():
+        if str(path) in STREAMS:
+            # Not opened by its name: what is redirected into a file would begin anew there.
+            stream = STREAMS[str(path)]()
+            stream.write(text)
+            stream.flush()
+        elif path.exists() and not path.is_file():
             path.write_text(text)
         else:
             write_atomically(path.resolve(), text.encode(), 0o666 & ~_umask() if mode is None else mode)

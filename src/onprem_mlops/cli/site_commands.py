@@ -146,13 +146,15 @@ def show(
 def edit(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
     """Edit the secrets in $EDITOR; written only if the result is right."""
     from onprem_mlops.site import Secrets, load_site
+    from onprem_mlops.site.material import irreplaceable
     from onprem_mlops.site.secrets import run_editor
 
     def try_again(error: SiteError) -> bool:
         console.print(escape(error.message), soft_wrap=True)
         return sys.stdin.isatty() and typer.confirm("Edit again?", default=True)
 
-    changed = Secrets.of(load_site(inventory)).edit(run_editor, try_again)
+    site = load_site(inventory)
+    changed = Secrets.of(site).edit(run_editor, try_again, kept=irreplaceable(site))
     console.print("Written. The next deploy lays the changes down." if changed else "Nothing was changed.")
     return Result({"changed": changed})
 

@@ -61,8 +61,11 @@ def create_site(new: NewSite, host_keys: dict[str, str], folder: Path, recipient
     ``folder`` exists, SiteError if what the person said makes no right site.
     """
     refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RequestError(f"cannot make {folder}: {error.strerror}", "Nothing was made.") from None
     try:
         draft.chmod(0o755)
         (draft / SITE_FILE).write_text(site_file(new, host_keys), encoding="utf-8")

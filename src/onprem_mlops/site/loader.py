@@ -21,9 +21,11 @@ _PLAIN_SECTIONS = ("version", "name", "domain", "description", "ssh", "networks"
 def load_site(inventory: Path, roles: Mapping[str, Role] | None = None) -> Site:
     """Read ``inventory``/site.yaml and check it, alone and against ``roles`` (default: all there are).
 
-    ``inventory`` may also hold a ``roles`` folder with roles of the site's own.
+    ``inventory`` may also hold a ``roles`` folder with roles of the site's own; naming its site.yaml means the folder.
     SiteError with every problem found; RequestError if the file cannot be read.
     """
+    if inventory.name == SITE_FILE and inventory.is_file():
+        inventory = inventory.parent
     if roles is None:
         roles = _roles_of(inventory)
     document = read_document(inventory / SITE_FILE)

@@ -135,6 +135,11 @@ def create_material(site: Site, recipients: list[Recipient]) -> None:
         write_atomically(authority_file(site), pem.encode(), 0o644)
 
 
+def irreplaceable(site: Site) -> set[tuple[str, str]]:
+    """Role and name of the secrets that data or certificates depend on: no edit may lose or change them."""
+    return {at for at, secret in declared(site).items() if not secret.rotatable} | {(AUTHORITY, _AUTHORITY_KEY)}
+
+
 def renew_authority(site: Site) -> None:
     """Replace the authority, as after a change of the domain. The next deploy issues every certificate anew."""
     secrets = Secrets.of(site)

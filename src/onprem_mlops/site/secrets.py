@@ -15,7 +15,7 @@ import signal
 import string
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -219,11 +219,18 @@ class Secrets:
             )
         self.set(role, name, Hidden(generate_value(secret.kind)))
 
-    def edit(self, run_editor: Callable[[Path], None], try_again: Callable[[SiteError], bool]) -> bool:
+    def edit(
+        self,
+        run_editor: Callable[[Path], None],
+        try_again: Callable[[SiteError], bool],
+        *,
+        kept: Container[tuple[str, str]] = (),
+    ) -> bool:
         """Let a person edit the plain text. Gives whether anything changed.
 
         ``run_editor`` opens the file and returns when the person is done. If the result is wrong, ``try_again`` is
-        asked; if it says no, the SiteError comes out and nothing was changed.
+        asked; if it says no, the SiteError comes out and nothing was changed. RequestError if one of ``kept`` (role and
+        name) is gone or has another value.
         """
         self._cached = None
         before = self._values()
@@ -231,6 +238,11 @@ class Secrets:
         with _plain_file(_dump(before)) as plain:
             edited = _edited(plain, run_editor, try_again)
         changes = {at: _at(edited, at) for at in _names(before) | _names(edited) if _at(before, at) != _at(edited, at)}
+        if lost := [" ".join(at) for at in sorted(changes) if at in kept and _at(before, at) is not None]:
+            raise RequestError(
+                f"data or certificates depend on {', '.join(lost)}, which would be lost. Nothing was changed",
+                "Leave them as they are. ./mlops certs renew-authority replaces the authority.",
+            )
         if changes:
             with self._changing() as values:
                 for (role, name), value in changes.items():
@@ -263,8 +275,12 @@ class Secrets:
     def add_recipient(self, recipient: Recipient) -> None:
         """Let another key read the secrets. RequestError if it is no key or one of them already."""
         recipient.parsed()
-        if any(known.key == recipient.key for known in self.recipients):
-            raise RequestError(f"{recipient.key} is a recipient already", "Nothing was changed.")
+        if not recipient.name.isprintable():
+            raise RequestError("a recipient's name is one line of text", "Nothing was changed.")
+        for known in self.recipients:
+            if recipient.key == known.key or (recipient.name and recipient.name == known.name):
+                same = recipient.key if recipient.key == known.key else recipient.name
+                raise RequestError(f"{same} is a recipient already", "Nothing was changed.")
         self._replace_recipients([*self.recipients, recipient])
 
     def remove_recipient(self, key_or_name: str) -> Recipient:

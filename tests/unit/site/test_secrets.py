@@ -194,6 +194,14 @@ def test_edit(secrets: Secrets) -> None:
     assert left_over() == []
 
 
+@pytest.mark.parametrize("text", ["", "storage:\n  root: another\n"])
+def test_an_edit_may_not_lose_what_data_depends_on(text: str, secrets: Secrets) -> None:
+    secrets.set("storage", "root", Hidden("first"))
+    with pytest.raises(RequestError, match="data or certificates depend on storage root, which would be lost"):
+        secrets.edit(writes(text), never, kept={("storage", "root")})
+    assert reread(secrets).get("storage", "root").reveal() == "first"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

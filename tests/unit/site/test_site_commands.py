@@ -202,12 +202,18 @@ def test_secrets(plant: list[str], capsys: pytest.CaptureFixture[str], monkeypat
     assert run(["secrets", "rotate", "kubernetes", "encryption_key", *plant]) == 2
     assert "cannot be replaced just so" in capsys.readouterr().err
 
-    monkeypatch.setenv("EDITOR", "sed -i s/encryption_key:.*/encryption_key:\\ mine/")
+    monkeypatch.setenv("EDITOR", "sed -i '$aown:\\n  token: mine'")
     assert run(["secrets", "edit", *plant, "--json", "result.json"]) == 0
     assert json.loads(Path("result.json").read_text())["changed"] is True
     capsys.readouterr()
-    assert run(["secrets", "show", "kubernetes", "encryption_key", *plant]) == 0
+    assert run(["secrets", "show", "own", "token", *plant]) == 0
     assert capsys.readouterr().out == "mine\n"
+
+    monkeypatch.setenv("EDITOR", "truncate -s 0")
+    assert run(["secrets", "edit", *plant]) == 2
+    assert "authority key, kubernetes encryption_key, which would be lost" in capsys.readouterr().err
+    assert run(["secrets", "show", "kubernetes", "encryption_key", *plant]) == 0
+    assert capsys.readouterr().out.strip() == value
 
 
 def test_recipients(plant: list[str], capsys: pytest.CaptureFixture[str]) -> None:
