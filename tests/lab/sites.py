@@ -162,7 +162,9 @@ class Deploying:
 
 def _free_subnet() -> int:
     """A third byte of 10.77.x.0/24 whose bridge no lab on this machine has, be it one that an aborted test left."""
-    return next(one for one in range(200, 230) if not Path(f"/sys/class/net/brt{one}").exists())
+    # Each process begins elsewhere, so that two that start together do not meet.
+    choice = [200 + (os.getpid() + at) % 30 for at in range(30)]
+    return next(one for one in choice if not Path(f"/sys/class/net/brt{one}").exists())
 
 
 @contextmanager
