@@ -154,7 +154,7 @@ def pods_ready(*names: str, node: str, namespace: str, seconds: int = 120) -> It
     missing = [name for name in names if name not in ready]
     if missing:
         where = f"-n {shlex.quote(namespace)}"
-        wait = f"{KUBECTL} wait pods {where} {' '.join(missing)} --for=condition=Ready --timeout={seconds}s"
+        wait = f"{KUBECTL} wait pods {where} {' '.join(missing)} --for=condition=Ready --timeout={seconds}s >/dev/null 2>&1"
         yield Command(
             f"end=$(( $(date +%s) + {seconds} )); until {wait}; do [ $(date +%s) -lt $end ] || "
             f"{{ {KUBECTL} get pods {where} -o wide >&2; exit 1; }}; sleep 1; done",
@@ -185,7 +185,7 @@ enough() {{ case $1 in
   daemonsets/*) [ "$(number "$1" numberAvailable)" -ge $(( $(number "$1" desiredNumberScheduled) - $2 )) ] ;;
   *) {kubectl} wait {where} --for=condition=Available --timeout=1s "$1" ;;
 esac >/dev/null 2>&1; }}
-up() {{ {kubectl} rollout status {where} --timeout=5s "$1" 2>/dev/null && return
+up() {{ {kubectl} rollout status {where} --timeout=5s "$1" >/dev/null 2>&1 && return
   n=$(lost); [ "$n" -gt 0 ] && enough "$1" "$n"; }}
 end=$(( $(date +%s) + {seconds} ))
 for one in {names}; do
@@ -197,7 +197,8 @@ for one in {names}; do
     exit 1
   done
 done"""
-"""Shell: wait for workloads one after the other."""
+"""Shell: wait for workloads one after the other. Says nothing while it waits: if the controller is gone meanwhile,
+writing into the broken pipe would look as if they were not up, and the next run would wait for this one to give up."""
 
 
 def _lost_nodes() -> int:
