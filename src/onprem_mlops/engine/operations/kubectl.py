@@ -154,9 +154,9 @@ def pods_ready(*names: str, node: str, namespace: str, seconds: int = 120) -> It
     missing = [name for name in names if name not in ready]
     if missing:
         where = f"-n {shlex.quote(namespace)}"
-        wait = f"{KUBECTL} wait pods {where} {' '.join(missing)} --for=condition=Ready --timeout={seconds}s >/dev/null 2>&1"
+        wait = f"{KUBECTL} wait pods {where} {' '.join(missing)} --for=condition=Ready --timeout={seconds}s"
         yield Command(
-            f"end=$(( $(date +%s) + {seconds} )); until {wait}; do [ $(date +%s) -lt $end ] || "
+            f"end=$(( $(date +%s) + {seconds} )); until {wait} >/dev/null 2>&1; do [ $(date +%s) -lt $end ] || "
             f"{{ {KUBECTL} get pods {where} -o wide >&2; exit 1; }}; sleep 1; done",
             timeout=2 * seconds + 30,
         )
