@@ -244,6 +244,16 @@ def test_what_a_killed_machine_leaves_is_no_obstacle() -> None:
     assert said("b1", f"ping -c 1 -W 2 {SUBNET}.11 >/dev/null && echo reached") == "reached"
 
 
+def test_nodes_left_off_a_new_bridge_are_put_on_it() -> None:
+    """As an `up` leaves them that was ended right after it made the bridge."""
+    boot = row("b1").boot_id
+    subprocess.run(["ip", "link", "delete", SPEC.bridge], check=True)
+    subprocess.run(["ip", "link", "add", SPEC.bridge, "type", "bridge"], check=True)
+    lab.up(SPEC)
+    assert said("b1", f"ping -c 1 -W 2 {SUBNET}.11 >/dev/null && echo reached") == "reached"
+    assert row("b1").boot_id == boot
+
+
 def test_a_bad_network_is_slow_and_lossy_until_it_is_cleared() -> None:
     lab.netem(SPEC, "a1", delay_ms=50, loss_percent=5)
     slow = said("b1", f"ping -q -c 100 -i 0.02 -W 2 {SUBNET}.11 || true")

@@ -44,8 +44,24 @@ def clear(container: Container, init: Pid | None) -> None:
     run("ip", "link", "set", port, "master", container.spec.bridge)
 
 
+def reconnect(container: Container, init: Pid) -> None:
+    """Put a running node's link back on the bridge, unless it is there, or a relay in its place."""
+    bridged = _bridged(container)
+    if not (bridged / _tap(container)).exists() and not (bridged / network.port_of(init)).exists():
+        clear(container, init)
+
+
+def _bridged(container: Container) -> Path:
+    """A folder with an entry for everything on the lab's bridge."""
+    return Path("/sys/class/net") / container.spec.bridge / "brif"
+
+
+def _tap(container: Container) -> str:
+    return "lt-" + hashlib.sha256(container.machine.encode()).hexdigest()[:10]
+
+
 def _start_relay(container: Container, port: str, delay_ms: float, loss_percent: float) -> None:
-    tap = "lt-" + hashlib.sha256(container.machine.encode()).hexdigest()[:10]
+    tap = _tap(container)
     lock = container.folders.relay_lock
     program = Path(relay.__file__)
     words = [sys.executable, "-I", "-S", str(program), port, container.spec.bridge, tap]
@@ -59,8 +75,7 @@ def _start_relay(container: Container, port: str, delay_ms: float, loss_percent:
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    bridged = Path("/sys/class/net") / container.spec.bridge / "brif" / tap
-    if not wait_until(lambda: bridged.exists(), 10):
+    if not wait_until(lambda: (_bridged(container) / tap).exists(), 10):
         raise MlopsError(f"{container.node.name}: the relay that delays packets did not start", f"See {log}.")
 
 

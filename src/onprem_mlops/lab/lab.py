@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -101,8 +102,7 @@ def _up(spec: LabSpec, nodes: tuple[LabNode, ...], listener: Listener) -> tuple[
         keys = ensure_keys(spec)
         if said := limits.raise_limits():
             listener(said, None)
-        if network.ensure_bridge(spec):
-            _plug_in(supervision, spec)
+        network.ensure_bridge(spec)
         _prepare_roots(spec, nodes, listener)
         _each(nodes, lambda node: _bring_up(supervision, Container(spec, node), keys, listener), "did not come up")
         _check_peers(supervision, spec)
@@ -202,6 +202,7 @@ def _bring_up(supervision: Supervision, container: Container, keys: LabKeys, lis
     wait_until(lambda: bool(leader(supervision, container)) or not supervision.supervised(container), 10)
     if leader(supervision, container):
         if supervision.supervised(container) or supervision.adopt(container):
+            _plug_in(supervision, container)
             _wait_booted(supervision, container, began, listener, first=False)
             return
         listener("nobody watches over it any more: powering it off to start it again", name)
@@ -286,11 +287,12 @@ def _prepare_roots(spec: LabSpec, nodes: Iterable[LabNode], listener: Listener) 
             listener(f"unpacked the root file system of {release} in {took:.1f} s", None)
 
 
-def _plug_in(supervision: Supervision, spec: LabSpec) -> None:
-    """Put nodes that outlived the bridge on the new one."""
-    for node in spec.nodes:
-        if init := leader(supervision, Container(spec, node)):
-            impairment.clear(Container(spec, node), init)
+def _plug_in(supervision: Supervision, container: Container) -> None:
+    """Put a node that outlived its bridge on the new one."""
+    # Between two boots it has no link, and gets one with the next; whether it is reached is waited for later.
+    with contextlib.suppress(network.NoLink):
+        if init := leader(supervision, container):
+            impairment.reconnect(container, init)
 
 
 def _check_peers(supervision: Supervision, spec: LabSpec) -> None:

@@ -8,27 +8,30 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
-from onprem_mlops.errors import RequestError
-from onprem_mlops.lab.host import Pid, run, succeeds
+from onprem_mlops.errors import MlopsError, RequestError
+from onprem_mlops.lab.host import HostCommandFailed, Pid, run, succeeds
 from onprem_mlops.lab.spec import LabSpec
 
 _FILTER_BRIDGES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
-def ensure_bridge(spec: LabSpec) -> bool:
-    """Make the bridge with the controller's address. True if there was none, so that running nodes hang in the air.
+class NoLink(MlopsError):
+    """A node has no network link (any more): it ends, or is between two boots."""
+
+
+def ensure_bridge(spec: LabSpec) -> None:
+    """Make the bridge with the controller's address. Nodes that run without it hang in the air.
 
     Raises RequestError if the network is in use elsewhere.
     """
     refuse_overlap(spec)
-    if missing := not has_bridge(spec):
+    if not has_bridge(spec):
         # A fixed address: a bridge otherwise changes its own with each port, and peers talk to the old one.
         address = hashlib.sha256(spec.bridge.encode()).hexdigest()
         mac = ":".join(["02", *(address[i : i + 2] for i in range(0, 10, 2))])
         run("ip", "link", "add", spec.bridge, "address", mac, "type", "bridge")
     run("ip", "address", "replace", str(spec.controller), "dev", spec.bridge)
     run("ip", "link", "set", spec.bridge, "up")
-    return missing
 
 
 def has_bridge(spec: LabSpec) -> bool:
@@ -60,11 +63,17 @@ def remove_bridge(spec: LabSpec) -> None:
 
 
 def port_of(init: Pid) -> str:
-    """This machine's end of a running node's network link."""
-    inside = json.loads(run("nsenter", "--target", str(init), "--net", "ip", "-json", "link", "show", "host0"))
+    """This machine's end of a running node's network link. Raises NoLink while it has none."""
+    try:
+        inside = json.loads(run("nsenter", "--target", str(init), "--net", "ip", "-json", "link", "show", "host0"))
+    except HostCommandFailed as error:
+        raise NoLink(error.message) from None
     index = inside[0]["link_index"]
     links: list[dict[str, Any]] = json.loads(run("ip", "-json", "link", "show"))
-    return next(str(link["ifname"]) for link in links if link["ifindex"] == index)
+    for link in links:
+        if link["ifindex"] == index:
+            return str(link["ifname"])
+    raise NoLink(f"this machine's end of the link of process {init} is gone")
 
 
 def filtering_advice(spec: LabSpec) -> str:
