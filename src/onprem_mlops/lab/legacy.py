@@ -29,7 +29,11 @@ exec 9>>{lock}
 flock -n 9 || exit 0
 launch() (
     exec 9>&-
-    for group in {groups}; do echo 0 >"$group/cgroup.procs"; done
+    for group in {groups}; do
+        # No group below outlives a boot: the kubelet would take three seconds over each of its old containers.
+        find "$group" -mindepth 1 -depth -type d -exec rmdir {{}} + 2>/dev/null
+        echo 0 >"$group/cgroup.procs"
+    done
     exec {nspawn}
 )
 {first}
