@@ -74,9 +74,9 @@ _ENVIRONMENT = """\
 | `MLOPS_IDENTITY` | File of the age or SSH identity that opens the secrets. |
 | `MLOPS_STATE` | State folder, default `~/.local/state/onprem-mlops` (or below `$XDG_STATE_HOME`). |
 | `MLOPS_CACHE` | Folder of the artifact store, default `~/.cache/onprem-mlops` (or below `$XDG_CACHE_HOME`). |
-| `MLOPS_DEBIAN_MIRROR` | Where `mirror build` takes Debian packages; the security archive is `<value>-security`. |
+| `MLOPS_DEBIAN_MIRROR` | Where `mirror build` takes Debian packages; default: where this machine's apt gets them. |
 | `https_proxy`, `http_proxy`, `no_proxy` | The company's proxy for downloads of `mirror build`. |
-| `EDITOR` | What `secrets edit` opens. |"""
+| `VISUAL`, `EDITOR` | What `secrets edit` opens; the first that is set. |"""
 
 
 def _usage(name: str, command: Any) -> str:

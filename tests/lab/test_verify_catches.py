@@ -96,7 +96,7 @@ BREAKAGES = (
     ),
     Breakage(
         "b1",
-        "echo 'deb http://deb.debian.org/debian bookworm main' >/etc/apt/sources.list.d/foreign.list",
+        "echo 'deb http://debian.example.com/debian bookworm main' >/etc/apt/sources.list.d/foreign.list",
         (
             _node("b1", "Packages come from the site's own mirror and from nowhere else"),
             _node("b1", "apt reads the mirror's package lists over TLS and finds their signature good"),

@@ -255,11 +255,9 @@ class GoToolchain(_Strict):
     sha256: Digest
 
 
-class DebianMirror(_Strict):
-    """Where Debian's signed package lists come from; $MLOPS_DEBIAN_MIRROR replaces the first part."""
+class DebianArchive(_Strict):
+    """What Debian's package lists are checked against."""
 
-    url: str
-    security: str
     keyring: Path
 
 
@@ -268,7 +266,7 @@ class Catalogue(_Strict):
 
     artifacts: tuple[Artifact, ...]
     go: GoToolchain
-    debian: DebianMirror
+    debian: DebianArchive
     folder: Path = Field(default=FOLDER, exclude=True)
 
     @classmethod

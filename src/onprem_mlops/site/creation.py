@@ -137,7 +137,7 @@ networks:
 
 # Debian packages come from the site's own mirror only, so nodes need no internet. To change that:
 # apt:
-#   mirror: http://deb.debian.org/debian
+#   mirror: http://debian.{new.domain}/debian
 #   proxy: http://proxy.{new.domain}:3128
 
 # One entry a machine. host_key is pinned: a machine that shows another key is refused.

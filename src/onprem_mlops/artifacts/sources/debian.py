@@ -43,13 +43,27 @@ def _sources_list(shop: Workshop, release: str) -> str:
             f"{debian.keyring}: missing, so Debian's signatures cannot be checked",
             "sudo apt-get install -y debian-archive-keyring",
         )
-    mirror = os.environ.get("MLOPS_DEBIAN_MIRROR", debian.url)
-    security = f"{mirror}-security" if "MLOPS_DEBIAN_MIRROR" in os.environ else debian.security
+    mirror, security = _mirrors()
     signed = f"[signed-by={debian.keyring}]"
     return (
         f"deb {signed} {mirror} {release} main\n"
         f"deb {signed} {mirror} {release}-updates main\n"
         f"deb {signed} {security} {release}-security main\n"
+    )
+
+
+def _mirrors() -> tuple[str, str]:
+    """URLs of Debian's archive and its security archive: those of MLOPS_DEBIAN_MIRROR, else of this machine's apt."""
+    if mirror := os.environ.get("MLOPS_DEBIAN_MIRROR"):
+        return mirror, f"{mirror}-security"
+    what = ["--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages", "Component: main"]
+    listed = _capture(["apt-get", "indextargets", *what], Path("/")).decode().splitlines()
+    own = {release: url.rstrip("/") for release, _, url in (line.partition(" ") for line in listed)}
+    if found := next((release for release in _NUMBERS if release in own), None):
+        return own[found], own.get(f"{found}-security", f"{own[found]}-security")
+    raise RequestError(
+        f"this machine's apt has no source of Debian's {' or '.join(_NUMBERS)}, so Debian packages come from nowhere",
+        "Name a mirror in MLOPS_DEBIAN_MIRROR; its security archive is looked for at the same address and `-security`.",
     )
 
 
