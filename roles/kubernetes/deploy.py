@@ -67,6 +67,7 @@ def prepare(ctx: Context[Settings]) -> None:
     driver = ctx.settings_of("containerd").cgroup_driver
     kubelet = ctx.render("kubelet.yaml.j2", cgroup_driver=driver, ciphers=CIPHERS)
     files.content("kubelet configuration", f"{KUBELET}/10-onprem-mlops.conf", kubelet)
+    files.directory("folder of static pods, which the kubelet looks into", "/etc/kubernetes/manifests")
     files.content("kubelet service", UNIT, ctx.render("kubelet.service.j2", folder=KUBELET))
     # Before there is a cluster its condition keeps it down; after a power cut in the middle of an init it goes on.
     systemd.service("kubelet starts at boot", "kubelet.service")
@@ -253,7 +254,10 @@ def join(ctx: Context[Settings], state: dict[str, str], admission: dict[str, Adm
 
 @step(on=ON, after=("join_control_plane", "join"))
 def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
-    """The node runs with the configuration on disk. Returns whether its kubelet has a serving certificate."""
+    """The node runs with the configuration on disk, and the cluster knows what runs there.
+
+    Returns whether its kubelet has a serving certificate.
+    """
     if ctx.planning and state.get(ctx.node.name) in ("nothing", "partial"):
         raise KnownLater("kubernetes.join")
     if _is_plane(ctx):
@@ -263,6 +267,12 @@ def settled(ctx: Context[Settings], state: dict[str, str]) -> bool:
             kubeadm.renewed_manifests("control plane as configured", CONFIG)
     configuration = (UNIT, f"{KUBELET}/10-onprem-mlops.conf", "/usr/local/bin/kubelet")
     systemd.service("kubelet runs", "kubelet.service", configuration=configuration)
+    shell.wait(
+        "the cluster knows what runs here since the last boot",
+        kubectl.reported(ctx.node.name),
+        seconds=120,
+        otherwise="systemctl is-active kubelet containerd; crictl ps -a",
+    )
     return bool(probe(f"[ -e {SERVING} ]").ok)
 
 

@@ -62,6 +62,7 @@ def ready(ctx: Context[Settings]) -> None:
     """The network is up on every node, and names are answered."""
     kubectl.rolled_out(
         "network is up",
+        "daemonsets/kube-proxy",
         "daemonsets/calico-node",
         "deployments/calico-kube-controllers",
         "deployments/coredns",
@@ -72,12 +73,13 @@ def ready(ctx: Context[Settings]) -> None:
 
 @step(on=ON, after=("ready",))
 def connected(ctx: Context[Settings]) -> None:
-    """The node's own agent is up: for a while after a boot the cluster still takes it for what it was before."""
+    """The node's own agents say that pods and Services are reached from here."""
+    agents = ("9099/readiness", "10256/healthz")
     shell.wait(
-        "the network's agent on this node",
-        "curl -fsS -m 2 -o /dev/null http://localhost:9099/readiness",
+        "Calico and kube-proxy on this node",
+        " && ".join(f"curl -fsS -m 2 -o /dev/null http://localhost:{one}" for one in agents),
         seconds=ctx.settings.ready_seconds,
-        otherwise="crictl ps -a --name calico-node; systemctl is-active kubelet containerd",
+        otherwise="crictl ps -a --name 'calico-node|kube-proxy'; systemctl is-active kubelet containerd",
     )
 
 

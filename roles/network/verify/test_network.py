@@ -18,7 +18,7 @@ START_SECONDS = 45
 """How long the pods may take, image pull included."""
 
 SPREAD_SECONDS = 10
-"""How long a NetworkPolicy may take to reach every node."""
+"""How long a NetworkPolicy or a new Service may take to reach every node."""
 
 PORT = 8080
 ANSWER_BYTES = 1 << 17
@@ -149,12 +149,12 @@ def test_pod_to_pod(pods: Pods) -> None:
 @pytest.mark.limit(120)
 def test_service(pods: Pods) -> None:
     """A Service is reached from every node, by its address and by its name."""
-    failed = [
-        f"{name} → {host}"
-        for name in pods.on_nodes
-        for host in (pods.service, "server")
-        if not pods.fetches(name, host, 80)
-    ]
+    pairs = [(name, host) for name in pods.on_nodes for host in (pods.service, "server")]
+
+    def reached(pair: tuple[str, str]) -> bool:
+        return until(lambda: pods.fetches(*pair, 80), SPREAD_SECONDS)
+
+    failed = [f"{name} → {host}" for name, host in pairs if not reached((name, host))]
     assert not failed, f"no answer: {', '.join(failed)}"
 
 

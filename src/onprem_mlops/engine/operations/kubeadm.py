@@ -312,7 +312,9 @@ def _restarted(pod: str) -> str:
 @operation
 def reset() -> Iterator[Command]:
     """The node has left the cluster: no static pods, certificates, kubelet state or database of it any more."""
-    if host.get_fact(Probe, command="[ -e /etc/kubernetes/kubelet.conf ] || [ -e /etc/kubernetes/manifests ]").ok:
+    if host.get_fact(
+        Probe, command='[ -e /etc/kubernetes/kubelet.conf ] || [ -n "$(ls -A /etc/kubernetes/manifests)" ]'
+    ).ok:
         yield Command(_logged("reset", _RESET), timeout=300)
 
 

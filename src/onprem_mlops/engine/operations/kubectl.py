@@ -142,6 +142,27 @@ def folder_absent(folder: str, *, last: str) -> Iterator[Command]:
         yield Command(f"{KUBECTL} delete --ignore-not-found --wait=false -k {shlex.quote(folder)}", timeout=300)
 
 
+def reported(node: str) -> str:
+    """Shell for `shell.wait`, on the node: every container that the cluster takes for running there does run.
+
+    For up to a minute after a boot the API still tells of the containers from before it, as ready as they were.
+    """
+    listed = (
+        "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/kubelet.conf get pods --all-namespaces "
+        f"--field-selector spec.nodeName={node} -o go-template={shlex.quote(_RUNNING)}"
+    )
+    return (
+        f"claimed=$({listed}) && running=$(crictl ps --quiet) && for one in $claimed; do "
+        'case "$running" in *"${one#containerd://}"*) ;; *) exit 1 ;; esac; done'
+    )
+
+
+_RUNNING = (
+    "{{range .items}}{{if not .metadata.deletionTimestamp}}{{range .status.containerStatuses}}"
+    '{{if .state.running}}{{.containerID}}{{"\\n"}}{{end}}{{end}}{{end}}{{end}}'
+)
+
+
 @operation
 def pods_ready(*names: str, node: str, namespace: str, seconds: int = 120) -> Iterator[Command]:
     """These pods of one node are there and ready. The API learns of a static pod up to a minute after it began."""
