@@ -159,6 +159,15 @@ class Cluster:
         listed: list[dict[str, Any]] = self.get(path)["items"]
         return listed
 
+    def namespaces(self) -> list[str]:
+        """Names of the namespaces, without those of checks, which come and go while others look."""
+        metadata = [one["metadata"] for one in self.items(NAMESPACES)]
+        return [
+            one["name"]
+            for one in metadata
+            if "deletionTimestamp" not in one and VERIFY_LABEL not in one.get("labels", {})
+        ]
+
     def create(self, path: str, manifest: Mapping[str, Any]) -> Any:
         """Create an object. AssertionError if it is refused."""
         answer = self.request("POST", path, manifest)
