@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,7 @@ class Settings(RoleSettings):
         description="Keep containers from a lower OOM score than containerd has. Only for nodes that lack "
         "CAP_SYS_RESOURCE; elsewhere it would put system pods first in line when memory runs out.",
     )
-    registries: tuple[str, ...] = Field(
+    registries: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?$")], ...] = Field(
         default=("registry.k8s.io", "quay.io", "docker.io", "ghcr.io", "onprem.local"),
         description="Registries that image references may name. Each is answered by the site's mirror and by nobody "
         "else; there is no way to the internet, not even as a fallback.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,18 @@ from onprem_mlops.site import Node, Site
 
 API_PORT = 6443
 """Where each API server listens; the endpoint in front of them has a port of its own."""
+
+
+EvictionSignal = Literal[
+    "memory.available",
+    "nodefs.available",
+    "nodefs.inodesFree",
+    "imagefs.available",
+    "imagefs.inodesFree",
+    "containerfs.available",
+    "containerfs.inodesFree",
+    "pid.available",
+]
 
 
 class Settings(RoleSettings):
@@ -53,7 +65,7 @@ class Settings(RoleSettings):
     pod_processes: int = Field(
         default=4096, ge=256, description="Processes a pod may have; a fork bomb stays in its pod."
     )
-    eviction_hard: Mapping[str, str] = Field(
+    eviction_hard: Mapping[EvictionSignal, Annotated[str, Field(pattern=r"^\d+(\.\d+)?([KMGT]i?|%)?$")]] = Field(
         default={
             "memory.available": "500Mi",
             "nodefs.available": "10%",

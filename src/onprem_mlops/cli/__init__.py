@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
+from typing import Annotated
 
 import gevent
 import typer
@@ -15,16 +18,32 @@ from rich.markup import escape
 from typer._click.exceptions import ClickException  # typer carries its own click and does not export this one
 
 from onprem_mlops.errors import Interrupted, MlopsError, RequestError
-from onprem_mlops.paths import state_dir
+from onprem_mlops.paths import cache_dir, state_dir
 
 app = typer.Typer(
     name="mlops",
-    help="Build and run an MLOps platform on your own hardware, from one site file.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(importlib.metadata.version("onprem-mlops"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Build and run an MLOps platform on your own hardware, from one site file."""
+
 
 COMMAND_MODULES = (
     "run_commands",
@@ -65,6 +84,8 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _own_folders(error) or _defect(error)
     except Exception as error:  # noqa: BLE001 - a defect of ours is told as one, its traceback kept aside
         return _defect(error)
     if code == INTERRUPTED_BY_TYPER:
@@ -83,6 +104,16 @@ def _show(message: str, advice: str, *, label: bool = True) -> None:
 def _interrupted() -> int:
     _show("interrupted", f"Run it again to go on where it stopped: ./mlops {' '.join(sys.argv[1:])}")
     return Interrupted.exit_code
+
+
+def _own_folders(error: OSError) -> int:
+    """Tell of an error with the store's or the sites' folder and give its exit code; 0 if it was something else."""
+    path = Path(str(error.filename)).absolute()
+    for name, folder in (("MLOPS_CACHE", cache_dir()), ("MLOPS_STATE", state_dir())):
+        if error.filename is not None and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            _show(f"{path}: {error.strerror}", f"Check {name} ({folder}), its rights and its space.")
+            return RequestError.exit_code
+    return 0
 
 
 def _defect(error: Exception) -> int:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onprem_mlops.cli.handing_over import hand_over
+from onprem_mlops.cli.options import in_inventories
 from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.cli.run_commands import confirm_destruction, run_phase
 from onprem_mlops.cli.verify_commands import verify_phase
 from onprem_mlops.errors import RequestError
-from onprem_mlops.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from onprem_mlops.lab import LabSpec
@@ -43,7 +43,7 @@ def _folder(site: str, inventory: Path | None) -> Path:
         return inventory
     if site not in LABS:
         raise RequestError(f"there is no lab {site!r}", f"Labs: {', '.join(LABS)}; or name a folder with -i.")
-    return REPOSITORY / "inventories" / LABS[site]
+    return in_inventories(LABS[site])
 
 
 def _lab(site: str, inventory: Path | None) -> tuple[Site, LabSpec]:
@@ -170,12 +170,15 @@ def destroy(
 ) -> Result:
     """Remove the lab: nodes, disks, bridge, keys, secrets. Nothing is left."""
     from onprem_mlops.console import console
-    from onprem_mlops.lab import describe_destruction
+    from onprem_mlops.lab import describe_destruction, is_there
     from onprem_mlops.lab import destroy as wipe
 
     loaded, spec = _lab(site, inventory)
-    console.print(describe_destruction(spec))
-    confirm_destruction(loaded, yes_destroy)
+    if is_there(spec):
+        console.print(describe_destruction(spec))
+        confirm_destruction(loaded, yes_destroy)
+    else:
+        console.print(f"Lab {spec.site} is not there; whatever may be left of it is removed.")
     wipe(spec, _say)
     return Result(_of_lab(spec))
 

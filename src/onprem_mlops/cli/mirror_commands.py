@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 @writes("mirror-build/v1")
 def build(
     names: Annotated[list[str] | None, typer.Argument(help="Artifacts; default: all that are on.")] = None,
-    source: Annotated[str, typer.Option("--source", help="auto (the first that is reachable), url or go.")] = "auto",
+    source: Annotated[
+        Literal["auto", "url", "go"], typer.Option("--source", help="auto: the first that is reachable.")
+    ] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Make the named ones even if they are there.")] = False,
     keep_caches: Annotated[bool, typer.Option("--keep-caches", help="Keep Go's build caches.")] = False,
 ) -> Result:

@@ -129,7 +129,10 @@ def show(
         alone = secrets.get(role, name).reveal()
         sys.stdout.write(alone + "\n")
         return Result({"secrets": {role: [name]}, "values": {role: {name: alone}}})
-    chosen = {key: value for key, value in secrets.show().items() if role in (None, key)}
+    known = secrets.show()
+    if role is not None and role not in known:
+        raise RequestError(f'there are no secrets of a role "{role}"', f"There are some of: {', '.join(known)}.")
+    chosen = {key: value for key, value in known.items() if role in (None, key)}
     table = Table("role", "name", "value", box=None)
     for of_role, named in chosen.items():
         for one, value in named.items():
@@ -144,7 +147,7 @@ def show(
 @secrets_app.command()
 @writes("secrets-edit/v1")
 def edit(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
-    """Edit the secrets in $EDITOR; written only if the result is right."""
+    """Edit the secrets in $VISUAL or $EDITOR; written only if the result is right."""
     from onprem_mlops.site import Secrets, load_site
     from onprem_mlops.site.material import irreplaceable
     from onprem_mlops.site.secrets import run_editor

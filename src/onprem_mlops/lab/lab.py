@@ -136,6 +136,11 @@ def destroy(spec: LabSpec, listener: Listener = silent) -> None:
     listener("destroyed", None)
 
 
+def is_there(spec: LabSpec) -> bool:
+    """Whether the lab was ever brought up and not destroyed since."""
+    return LabFolders(spec.site).base.exists()
+
+
 def describe_destruction(spec: LabSpec) -> str:
     """What `destroy` would remove, for a person to confirm."""
     known = record.read(spec)

@@ -8,11 +8,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal, Self, get_args
 
 from onprem_mlops.errors import RequestError
-from onprem_mlops.site import Site
+from onprem_mlops.site import LAB_NETWORKS, Site
 
 Release = Literal["bookworm", "trixie"]
 
-LAB_NETWORKS = IPv4Network("10.77.0.0/16")
 """Every lab address lies in here, so that a lab can never answer for a real host of the site."""
 
 DATA_FOLDERS = ("/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd")

@@ -6,10 +6,11 @@ from onprem_mlops.site.fields import Taint
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.loader import load_site
 from onprem_mlops.site.material import SiteMaterial, ensure_lab_material
-from onprem_mlops.site.model import Apt, Disk, Facts, Gpu, Lab, LabKeys, Networks, Node, Site, Ssh
+from onprem_mlops.site.model import LAB_NETWORKS, Apt, Disk, Facts, Gpu, Lab, LabKeys, Networks, Node, Site, Ssh
 from onprem_mlops.site.secrets import Recipient, Secrets
 
 __all__ = [
+    "LAB_NETWORKS",
     "Apt",
     "CertificateStatus",
     "Disk",

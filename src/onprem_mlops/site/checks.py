@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onprem_mlops.site.document import Document, Loc
 from onprem_mlops.site.explain import suggest
-from onprem_mlops.site.model import Networks, Node, Site, Ssh
+from onprem_mlops.site.model import LAB_NETWORKS, Lab, Networks, Node, Site, Ssh
 from onprem_mlops.site.role import ALL, Role
 
 RESERVED_NAMES = frozenset({"localhost", "all", "nodes", "pods", "controller", "mirror", "api"})
@@ -29,6 +29,7 @@ class Parts:
     on: tuple[str, ...]
     roles: Mapping[str, Role]
     ssh: Ssh | None
+    lab: Lab | None
 
     @property
     def right_nodes(self) -> list[tuple[Loc, Node]]:
@@ -50,6 +51,8 @@ def check_parts(document: Document, parts: Parts) -> None:
     if parts.networks is not None:
         _check_networks(document, parts.networks)
         _check_addresses(document, parts.networks, parts)
+        if parts.lab is not None:
+            _check_lab(document, parts.lab, parts.networks, parts)
     if parts.all_right and parts.nodes:
         _check_control_planes(document, parts)
         _check_empty_groups(document, parts)
@@ -167,6 +170,22 @@ def _check_api_address(document: Document, address: IPv4Address, networks: Netwo
                 loc,
                 f'{address} is the address of node "{node.name}"; the API needs a free one that can move',
             )
+
+
+def _check_lab(document: Document, lab: Lab, networks: Networks, parts: Parts) -> None:
+    if not networks.nodes.subnet_of(LAB_NETWORKS):
+        document.report(
+            ("networks", "nodes"), f"a lab's network lies within {LAB_NETWORKS}; use one such as 10.77.8.0/24"
+        )
+        return
+    own = lab.host_address or networks.nodes[1]
+    loc = ("lab", "host_address")
+    if message := _address_problem(own, networks):
+        document.report(loc, message)
+    for at, node in parts.right_nodes:
+        if node.address == own:
+            message = f'{own} is both this machine\'s address in the lab and that of node "{node.name}"; change one'
+            document.report(loc if lab.host_address else (*at, "address"), message)
 
 
 def _check_control_planes(document: Document, parts: Parts) -> None:

@@ -59,7 +59,9 @@ class _Loader:
         nodes = self._nodes()
         on = self._roles_on()
         settings = self._settings(on)
-        checks.check_parts(document, checks.Parts(parts.get("networks"), nodes, on, self._roles, parts.get("ssh")))
+        checks.check_parts(
+            document, checks.Parts(parts.get("networks"), nodes, on, self._roles, parts.get("ssh"), parts.get("lab"))
+        )
         document.refuse_if_wrong()
         given = {name: part for name, part in parts.items() if document.has((name,))}
         site = Site.model_validate({**given, "nodes": nodes, "roles": on, "settings": settings, "folder": self._folder})

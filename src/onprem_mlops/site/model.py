@@ -34,6 +34,9 @@ from onprem_mlops.site.fields import (
 )
 from onprem_mlops.site.role import ALL, RoleSettings
 
+LAB_NETWORKS = IPv4Network("10.77.0.0/16")
+"""Addresses of labs: private ones that real networks seldom use."""
+
 
 class Section(BaseModel):
     """A part of the site file: unknown keys are errors, nothing changes after loading."""

@@ -61,8 +61,8 @@ def run_units(site: Site, units: Sequence[Unit], workers: int, channel: Channel)
                 unit = waiting.popleft()
                 running[_fork(site, unit, channel)] = unit
             _reap(running, channel)
-    except KeyboardInterrupt:
-        # The workers were interrupted too, and clean up on the site; nobody else waits for them.
+    except (KeyboardInterrupt, BrokenPipeError):
+        # The workers meet the same, and clean up on the site; nobody else waits for them.
         while running:
             running.pop(os.wait()[0], None)
         raise
@@ -84,6 +84,8 @@ def _fork(site: Site, unit: Unit, channel: Channel) -> int:
     status = 70
     try:
         status = _work(site, unit, channel)
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass  # whoever asked has gone, or asked to stop: there is nobody to tell
     except BaseException:  # noqa: BLE001 - the worker ends here whatever it was; its parent reports it
         traceback.print_exc()
     finally:
@@ -125,7 +127,7 @@ def main() -> int:
         except MlopsError as error:
             channel.send("refused", message=error.message, advice=error.advice)
             return error.exit_code
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             return 3
     return 0
 

@@ -21,7 +21,7 @@ apt: {mirror: "http://deb.example.com/debian", proxy: "http://proxy.example.com:
 roles: [node, containerd, kubernetes, storage, monitoring]
 lab: {bridge: br-x}
 settings:
-  node: {time_servers: [192.0.2.1]}
+  node: {time_servers: [10.77.9.1]}
   kubernetes: {max_pods: 100, feature_gates: {Sidecars: true}}
   storage: {volumes: [{name: data, copies: 2}], upstream_password: short}
   monitoring: {retention: 30}
@@ -55,7 +55,7 @@ def with_change(document: Any, way: tuple[str | int, ...], change: Callable[[Any
 
 @pytest.fixture
 def document() -> Any:
-    good = (Path(__file__).parent / "good.yaml").read_text()
+    good = (Path(__file__).parent / "good.yaml").read_text().replace("192.0.2.", "10.77.9.")
     extra = "    labels: {zone: a}\n    taints: ['a=b:NoExecute']\n    release: 12\n    facts:\n"
     extra += "      disks: [{device: /dev/sdb, size: 1T, kind: ssd}]\n      gpus: [{model: L4, count: 1}]\n"
     return YAML(typ="safe", pure=True).load(good + extra + RICH)

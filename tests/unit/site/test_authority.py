@@ -394,6 +394,7 @@ def test_openssl_takes_a_client_certificate(made: Site, material: SiteMaterial, 
 def test_a_lab_makes_its_material_once(site_from: Callable[[str], Site], home: Path) -> None:
     text = (Path(__file__).parent / "good.yaml").read_text()
     text = re.sub(r"host_key: .*", "host_key: generated", text).replace("~/.ssh/id_ed25519", "generated")
+    text = text.replace("192.0.2.", "10.77.9.")
     lab = site_from(text + "lab:\n")
     assert {node.host_key for node in lab.nodes} == {None}
     first = ensure_lab_material(lab)
