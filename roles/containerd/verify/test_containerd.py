@@ -28,7 +28,9 @@ def test_service(node: NodeHost) -> None:
     service = node.service("containerd")
     assert service.is_running, f"{node.name}: containerd does not run"
     assert service.is_enabled, f"{node.name}: containerd would not start at boot"
-    conditions = json.loads(node.check_output("crictl info"))["status"]["conditions"]
+    said = node.run("crictl info")
+    assert "default endpoints" not in said.stderr, f"{node.name}: crictl has no configuration and guesses whom to ask"
+    conditions = json.loads(said.stdout)["status"]["conditions"]
     wrong = [
         f"{one['type']}: {one['message']}" for one in conditions if one["type"] == "RuntimeReady" and not one["status"]
     ]
@@ -57,7 +59,7 @@ def test_registries_have_no_way_out(node: NodeHost, site: Site, settings: Settin
     for registry in folders:
         hosts = tomllib.loads(node.file(f"/etc/containerd/certs.d/{registry}/hosts.toml").content_string)
         addresses = [hosts.get("server", "no server: the internet"), *hosts.get("host", {})]
-        wrong += [f"{registry} → {one}" for one in addresses if not one.startswith(f"https://mirror.{site.domain}/")]
+        wrong += [f"{registry} → {one}" for one in addresses if not one.startswith(f"https://{site.mirror_name}/")]
         wrong += [
             f"{registry} trusts anybody" for one in (hosts, *hosts.get("host", {}).values()) if one.get("skip_verify")
         ]

@@ -223,11 +223,11 @@ def _apt_list(node: NodeHost, key: str) -> list[str]:
 
 def test_package_sources(node: NodeHost, site: Site) -> None:
     """Packages come from the site's own mirror and from nowhere else."""
-    allowed = [f"https://mirror.{site.domain}/"]
+    allowed = [f"https://{site.mirror_name}/"]
     if site.apt.mirror:
         allowed += [f"{site.apt.mirror.rstrip('/')}/", f"{site.apt.mirror.rstrip('/')}-security/"]
     mirror = site.settings("mirror")
-    if node.address == str(site.names[f"mirror.{site.domain}"]):
+    if node.address == str(site.names[site.mirror_name]):
         # The node that serves the mirror installs from its own disk: nothing served it when it was made.
         allowed.append(f"file:{getattr(mirror, 'root', '')}/")
     # What apt would ask now; its list of known indexes leaves out sources that were added since the last update.
@@ -253,7 +253,7 @@ def test_authority_is_trusted(node: NodeHost, site: Site) -> None:
     said = node.run("curl -sS -o /dev/null -w '%%{http_code}' --max-time 10 https://mirror.%s/", site.domain)
     assert said.rc == 0, f"{node.name}: curl does not trust the mirror: {said.stderr.strip()}"
     # The control: the same request under a name that the certificate does not have must be refused.
-    address = site.names[f"mirror.{site.domain}"]
+    address = site.names[site.mirror_name]
     refused = node.run(
         "curl -sS -o /dev/null --max-time 10 --resolve wrong.%s:443:%s https://wrong.%s/",
         site.domain,
