@@ -68,7 +68,6 @@ def main() -> None:
     result = run.execute()
     show_summary(result)
     assert all(one.operations == 60 for one in result.steps)
-    show_summary(result)
     sys.exit(0 if result.ok else 1)
 
 

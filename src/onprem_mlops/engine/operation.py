@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
+from pyinfra.api import arguments as global_arguments
 from pyinfra.api.arguments_typed import PyinfraOperation
 from pyinfra.api.command import StringCommand
 from pyinfra.api.operation import operation as pyinfra_operation
 from pyinfra.context import host
 
 from onprem_mlops.events import Diff
+
+# pyinfra works out the types of its global arguments anew for every operation and fact: a tenth of a converged run.
+global_arguments.all_global_arguments = cache(global_arguments.all_global_arguments)
 
 P = ParamSpec("P")
 RUN = "onprem_mlops.run"
