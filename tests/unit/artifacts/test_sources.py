@@ -10,7 +10,7 @@ import pytest
 from onprem_mlops import prerequisites
 from onprem_mlops.artifacts import Artifact, Catalogue, Store
 from onprem_mlops.artifacts.schedule import Schedule, ranks
-from onprem_mlops.artifacts.sources.debian import signing_key
+from onprem_mlops.artifacts.sources.debian import mirrors, signing_key
 from onprem_mlops.artifacts.sources.url import checksum_in
 from onprem_mlops.errors import MlopsError, RequestError
 
@@ -38,6 +38,52 @@ def test_checksum_files(text: str, digest: str) -> None:
 def test_a_checksum_file_that_does_not_say(text: str) -> None:
     with pytest.raises(MlopsError, match="does not name tool"):
         checksum_in(text, "tool")
+
+
+APT_SAYS = {
+    "debian": """\
+'http://debian.example.com/debian/dists/bookworm/InRelease' debian.example.com_debian_dists_bookworm_InRelease 0
+'http://debian.example.com/debian/dists/bookworm-updates/InRelease' debian.example.com_debian_dists_bookworm-updates 0
+'https://security.example.com/debian-security/dists/bookworm-security/InRelease' security.example.com_debian 0
+'https://tools.example.com/apt/dists/nodistro/InRelease' tools.example.com_apt_dists_nodistro_InRelease 0
+""",
+    "no security": "'http://debian.example.com/debian/dists/trixie/InRelease' debian.example.com_debian 0\n",
+    "ubuntu": "'http://ubuntu.example.com/ubuntu/dists/noble/InRelease' ubuntu.example.com_ubuntu 0\n",
+    "a list of mirrors": "'mirror+file:/etc/apt/mirrors.list/dists/bookworm/InRelease' _etc_apt_mirrors.list 0\n",
+}
+"""What `apt-get update --print-uris` prints, by machine."""
+
+
+@pytest.fixture
+def apt_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    """An apt-get that names the archives of some machine."""
+    (tmp_path / "said").write_text(APT_SAYS[machine])
+    (tmp_path / "apt-get").write_text(f'#!/bin/sh\n[ "$*" = "-q update --print-uris" ] && cat {tmp_path}/said\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("MLOPS_DEBIAN_MIRROR", raising=False)
+
+
+@pytest.mark.usefixtures("apt_says")
+@pytest.mark.parametrize(
+    ("machine", "found"),
+    [
+        ("debian", ("http://debian.example.com/debian", "https://security.example.com/debian-security")),
+        ("no security", ("http://debian.example.com/debian", "http://debian.example.com/debian-security")),
+    ],
+)
+def test_debian_comes_from_where_this_machine_gets_it(found: tuple[str, str]) -> None:
+    assert mirrors() == found
+
+
+@pytest.mark.usefixtures("apt_says")
+@pytest.mark.parametrize("machine", ["ubuntu", "a list of mirrors"])
+def test_without_a_source_of_debian_one_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="no source of Debian's bookworm or trixie") as caught:
+        mirrors()
+    assert "MLOPS_DEBIAN_MIRROR" in caught.value.advice
+    monkeypatch.setenv("MLOPS_DEBIAN_MIRROR", "http://own.example.com/debian")
+    assert mirrors() == ("http://own.example.com/debian", "http://own.example.com/debian-security")
 
 
 def test_the_longest_way_starts_first() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from onprem_mlops.locks import locked
 
 KEY_NAME = "onprem-mlops.asc"
 _NUMBERS = {"bookworm": "12", "trixie": "13"}
+
+_RELEASE_FILE = re.compile(
+    rf"^'(https?://[^']+?)/+dists/((?:{'|'.join(_NUMBERS)})(?:-security)?)/InRelease'", re.MULTILINE
+)
+"""What `apt-get update --print-uris` says of an archive: its address and the release."""
 
 
 def packages(shop: Workshop, source: Debian) -> tuple[str, ...]:
@@ -43,7 +49,7 @@ def _sources_list(shop: Workshop, release: str) -> str:
             f"{debian.keyring}: missing, so Debian's signatures cannot be checked",
             "sudo apt-get install -y debian-archive-keyring",
         )
-    mirror, security = _mirrors()
+    mirror, security = mirrors()
     signed = f"[signed-by={debian.keyring}]"
     return (
         f"deb {signed} {mirror} {release} main\n"
@@ -52,18 +58,20 @@ def _sources_list(shop: Workshop, release: str) -> str:
     )
 
 
-def _mirrors() -> tuple[str, str]:
+def mirrors() -> tuple[str, str]:
     """URLs of Debian's archive and its security archive: those of MLOPS_DEBIAN_MIRROR, else of this machine's apt."""
     if mirror := os.environ.get("MLOPS_DEBIAN_MIRROR"):
         return mirror, f"{mirror}-security"
-    what = ["--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages", "Component: main"]
-    listed = _capture(["apt-get", "indextargets", *what], Path("/")).decode().splitlines()
-    own = {release: url.rstrip("/") for release, _, url in (line.partition(" ") for line in listed)}
+    prerequisites.require("apt-get")
+    # Only names what an update would fetch: it needs no network, no lists and no rights.
+    named = _capture(["apt-get", "-q", "update", "--print-uris"], Path("/")).decode()
+    own = {release: url for url, release in _RELEASE_FILE.findall(named)}
     if found := next((release for release in _NUMBERS if release in own), None):
         return own[found], own.get(f"{found}-security", f"{own[found]}-security")
     raise RequestError(
         f"this machine's apt has no source of Debian's {' or '.join(_NUMBERS)}, so Debian packages come from nowhere",
-        "Name a mirror in MLOPS_DEBIAN_MIRROR; its security archive is looked for at the same address and `-security`.",
+        "Name a mirror of Debian in MLOPS_DEBIAN_MIRROR; its security archive is looked for at that address with "
+        "`-security` at its end.",
     )
 
 
