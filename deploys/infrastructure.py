@@ -22,8 +22,15 @@ PHASE = Phase(
         Use("firewall", here=("node.packages",)),
         Use("mirror", here=("node.base",)),
         Use("containerd", after=("mirror",), here=("node.packages",)),
-        # The API learns late of a control plane's pods; the node has better to do meanwhile.
-        Use("kubernetes", here=("containerd",), steps={"ready": needs(here=("network.ready", "node.updates"))}),
+        # The API learns late of a control plane's pods, kube-proxy comes by itself: nodes have better to do meanwhile.
+        Use(
+            "kubernetes",
+            here=("containerd",),
+            steps={
+                "ready": needs(here=("network.ready", "node.updates")),
+                "services": needs(here=("network.connected",)),
+            },
+        ),
         # Images come while the control plane starts; the network's objects need only its API, no other node.
         Use(
             "network",

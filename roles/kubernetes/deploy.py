@@ -313,6 +313,19 @@ def ready(ctx: Context[Settings], state: dict[str, str]) -> None:
     kubectl.pods_ready("pods of the control plane are ready", *pods, node=name, namespace="kube-system")
 
 
+@step(on=ON, after=("settled",))
+def services(ctx: Context[Settings], state: dict[str, str]) -> None:
+    """Services are reached from the node: its kube-proxy is up."""
+    if ctx.planning and state.get(ctx.node.name) in ("nothing", "partial"):
+        raise KnownLater("kubernetes.join")
+    shell.wait(
+        "kube-proxy on this node",
+        "curl -fsS -m 2 -o /dev/null http://localhost:10256/healthz",
+        seconds=120,
+        otherwise="crictl ps -a --name kube-proxy; systemctl is-active kubelet containerd",
+    )
+
+
 @step(on=CONTROL_PLANE, after=("init",))
 def kubeconfig(ctx: Context[Settings], state: dict[str, str]) -> None:
     """The administrator's kubeconfig on the controller, readable by its owner only."""

@@ -62,7 +62,6 @@ def ready(ctx: Context[Settings]) -> None:
     """The network is up on every node, and names are answered."""
     kubectl.rolled_out(
         "network is up",
-        "daemonsets/kube-proxy",
         "daemonsets/calico-node",
         "deployments/calico-kube-controllers",
         "deployments/coredns",
@@ -73,13 +72,12 @@ def ready(ctx: Context[Settings]) -> None:
 
 @step(on=ON, after=("ready",))
 def connected(ctx: Context[Settings]) -> None:
-    """The node's own agents say that pods and Services are reached from here."""
-    agents = ("9099/readiness", "10256/healthz")
+    """The node's own agent says that pods are reached from here."""
     shell.wait(
-        "Calico and kube-proxy on this node",
-        " && ".join(f"curl -fsS -m 2 -o /dev/null http://localhost:{one}" for one in agents),
+        "the network's agent on this node",
+        "curl -fsS -m 2 -o /dev/null http://localhost:9099/readiness",
         seconds=ctx.settings.ready_seconds,
-        otherwise="crictl ps -a --name 'calico-node|kube-proxy'; systemctl is-active kubelet containerd",
+        otherwise="crictl ps -a --name calico-node; systemctl is-active kubelet containerd",
     )
 
 

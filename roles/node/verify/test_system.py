@@ -250,7 +250,7 @@ def test_packages_are_signed(node: NodeHost) -> None:
 
 def test_authority_is_trusted(node: NodeHost, site: Site) -> None:
     """Programs on the node trust what the site's authority signed, and refuse what it did not."""
-    said = node.run("curl -sS -o /dev/null -w '%%{http_code}' --max-time 10 https://mirror.%s/", site.domain)
+    said = node.run("curl -sS -o /dev/null -w '%%{http_code}' --max-time 10 https://%s/", site.mirror_name)
     assert said.rc == 0, f"{node.name}: curl does not trust the mirror: {said.stderr.strip()}"
     # The control: the same request under a name that the certificate does not have must be refused.
     address = site.names[site.mirror_name]

@@ -151,11 +151,18 @@ def reported(node: str) -> str:
         "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/kubelet.conf get pods --all-namespaces "
         f"--field-selector spec.nodeName={node} -o go-template={shlex.quote(_RUNNING)}"
     )
-    return (
+    booted = "$(systemctl show --property UserspaceTimestampMonotonic --value)"
+    up_long = f"[ $(( $(cut -d. -f1 /proc/uptime) - {booted} / 1000000 )) -gt {_STALE_SECONDS} ]"
+    all_run = (
         f"claimed=$({listed}) && running=$(crictl ps --quiet) && for one in $claimed; do "
         'case "$running" in *"${one#containerd://}"*) ;; *) exit 1 ;; esac; done'
     )
+    return f"{up_long} || {{ {all_run}; }}"
 
+
+_STALE_SECONDS = 600
+"""Seconds after a boot in which the API may tell of containers from before it. Later, a container that it takes for
+running and that is not has just ended, as those of jobs do."""
 
 _RUNNING = (
     "{{range .items}}{{if not .metadata.deletionTimestamp}}{{range .status.containerStatuses}}"
