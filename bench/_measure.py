@@ -45,11 +45,18 @@ def timed(command: Sequence[str], *, environment: Mapping[str, str] | None = Non
 def figure(name: str, value: str, limit: str, held: bool) -> None:
     """Print one figure beside its limit, and leave it for `./mlops bench --json`."""
     sys.stdout.write(f"{name:<58} {value:>14}   {limit:<22} {'held' if held else 'MISSED'}\n")
+    if not held:
+        _missed.append(name)
     if kept := os.environ.get("BENCH_FIGURES"):
         with Path(kept).open("a") as file:
             file.write(json.dumps({"name": name, "value": value, "limit": limit, "held": held}) + "\n")
 
 
 def repeat_with(command: str) -> None:
-    """Print the command that repeats the measurement."""
+    """Print the command that repeats the measurement; ends with exit code 1 if a figure missed its limit."""
     sys.stdout.write(f"repeat with: {command}\n")
+    if _missed:
+        raise SystemExit(1)
+
+
+_missed: list[str] = []
