@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -23,10 +24,12 @@ from onprem_mlops.artifacts.blobs import Blobs
 from onprem_mlops.artifacts.manifest import StoredFile
 from onprem_mlops.cli import run
 from onprem_mlops.cli.handing_over import hand_over
+from onprem_mlops.cli.options import in_inventories
 from onprem_mlops.cli.result import PRIVATE, Result, write_json, writes
 from onprem_mlops.console import print_table
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.paths import REPOSITORY
+from onprem_mlops.site.role import find_roles
 
 DESCRIBED = (REPOSITORY / "docs/reference/json.md").read_text()
 COMMANDS = commands()
@@ -100,6 +103,58 @@ def test_a_pipe_stays_one(tmp_path: Path) -> None:
         write_json(pipe, "one/v1", {"word": "this"})
         assert json.loads(reader.communicate(timeout=10)[0])["word"] == "this"
     assert pipe.is_fifo()
+
+
+# What a person may get wrong
+
+
+def test_a_value_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mirror", "build", "--source", "foo"]) == 2
+    assert "'auto', 'url', 'go'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["MLOPS_CACHE", "MLOPS_STATE"])
+def test_a_folder_that_is_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(name, str(tmp_path / "file"))
+    assert run(["mirror", "list"] if name == "MLOPS_CACHE" else ["lab", "up", "--nodes-only"]) == 2
+    assert f"Check {name} ({tmp_path / 'file'})" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_defect_of_ours_is_no_wrong_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
+    monkeypatch.setattr("onprem_mlops.artifacts.commands.mirror_list", lambda: (tmp_path / "absent").read_text())
+    assert run(["mirror", "list"]) == 1
+    assert "a defect of onprem-mlops itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("role", "settings", "message"),
+    [
+        ("kubernetes", {"eviction_hard": {"memory.free": "5%"}}, "memory.available"),
+        ("kubernetes", {"eviction_hard": {"memory.available": "a lot"}}, "pattern"),
+        ("containerd", {"registries": ["http://quay.io/"]}, "pattern"),
+    ],
+)
+def test_settings_that_no_node_could_run_with(role: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        find_roles()[role].settings.model_validate(settings)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_the_site_that_is_meant_lies_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert in_inventories("lab") == REPOSITORY / "inventories/lab"
+    monkeypatch.chdir(REPOSITORY)
+    assert in_inventories("lab") == Path("inventories/lab")
 
 
 # remove

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -107,13 +108,17 @@ def _interrupted() -> int:
 
 
 def _own_folders(error: OSError) -> int:
-    """Tell of an error with the store's or the sites' folder and give its exit code; 0 if it was something else."""
+    """Tell that the store's or the sites' folder cannot be used and give the exit code; 0 if it was something else."""
     path = Path(str(error.filename)).absolute()
     for name, folder in (("MLOPS_CACHE", cache_dir()), ("MLOPS_STATE", state_dir())):
-        if error.filename is not None and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+        if error.errno in (*_REFUSED, *_FULL) and path.is_relative_to(folder):
             _show(f"{path}: {error.strerror}", f"Check {name} ({folder}), its rights and its space.")
-            return RequestError.exit_code
+            return MlopsError.exit_code if error.errno in _FULL else RequestError.exit_code
     return 0
+
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _defect(error: Exception) -> int:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def build(
     names: Annotated[list[str] | None, typer.Argument(help="Artifacts; default: all that are on.")] = None,
     source: Annotated[
-        Literal["auto", "url", "go"], typer.Option("--source", help="auto: the first that is reachable.")
+        Literal["auto", "url", "go"], typer.Option("--source", help="auto (the first that is reachable), url or go.")
     ] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Make the named ones even if they are there.")] = False,
     keep_caches: Annotated[bool, typer.Option("--keep-caches", help="Keep Go's build caches.")] = False,

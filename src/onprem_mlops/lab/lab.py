@@ -126,10 +126,11 @@ def destroy(spec: LabSpec, listener: Listener = silent) -> None:
     if folders.base.exists():
         with locked(folders.lock):
             _take_down(record.read(spec), listener, orderly=False)
-            # Keys, secrets and authority of a lab are of no use without it.
-            shutil.rmtree(paths.site_state(spec.site))
     else:
         _take_down(spec, listener, orderly=False)
+    if is_there(spec):
+        # Keys, secrets and authority of a lab are of no use without it.
+        shutil.rmtree(paths.site_state(spec.site))
     if root.forget(spec.site):
         limits.restore_limits()
         root.forget_all()
@@ -137,8 +138,8 @@ def destroy(spec: LabSpec, listener: Listener = silent) -> None:
 
 
 def is_there(spec: LabSpec) -> bool:
-    """Whether the lab was ever brought up and not destroyed since."""
-    return LabFolders(spec.site).base.exists()
+    """Whether anything of the lab is kept: disks, or only the keys and secrets that an `up` begins with."""
+    return paths.site_state(spec.site).exists()
 
 
 def describe_destruction(spec: LabSpec) -> str:

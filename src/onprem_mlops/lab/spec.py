@@ -8,11 +8,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal, Self, get_args
 
 from onprem_mlops.errors import RequestError
-from onprem_mlops.site import LAB_NETWORKS, Site
+from onprem_mlops.site import LAB_LONGEST_PREFIX, LAB_NETWORKS, Site
 
 Release = Literal["bookworm", "trixie"]
-
-"""Every lab address lies in here, so that a lab can never answer for a real host of the site."""
 
 DATA_FOLDERS = ("/var/lib/containerd", "/var/lib/kubelet", "/var/lib/etcd")
 """Folders of a node that need a real file system: containerd's snapshots are overlays, and overlays do not stack."""
@@ -123,7 +121,7 @@ def _site_problems(spec: LabSpec) -> list[str]:
         problems.append(f"site name {spec.site!r} is not made of a-z, 0-9 and dashes")
     if not spec.network.subnet_of(LAB_NETWORKS):
         problems.append(f"network {spec.network} is outside {LAB_NETWORKS}, where lab networks must lie")
-    if not 16 <= spec.network.prefixlen <= 28:
+    if not 16 <= spec.network.prefixlen <= LAB_LONGEST_PREFIX:
         problems.append(f"network {spec.network} has no room for nodes and the controller")
     if not 0 < len(spec.bridge) <= INTERFACE_NAME_LIMIT or not _NAME.fullmatch(spec.bridge):
         problems.append(f"bridge name {spec.bridge!r} is not 1-{INTERFACE_NAME_LIMIT} of a-z, 0-9 and dashes")

@@ -6,10 +6,24 @@ from onprem_mlops.site.fields import Taint
 from onprem_mlops.site.hidden import Hidden
 from onprem_mlops.site.loader import load_site
 from onprem_mlops.site.material import SiteMaterial, ensure_lab_material
-from onprem_mlops.site.model import LAB_NETWORKS, Apt, Disk, Facts, Gpu, Lab, LabKeys, Networks, Node, Site, Ssh
+from onprem_mlops.site.model import (
+    LAB_LONGEST_PREFIX,
+    LAB_NETWORKS,
+    Apt,
+    Disk,
+    Facts,
+    Gpu,
+    Lab,
+    LabKeys,
+    Networks,
+    Node,
+    Site,
+    Ssh,
+)
 from onprem_mlops.site.secrets import Recipient, Secrets
 
 __all__ = [
+    "LAB_LONGEST_PREFIX",
     "LAB_NETWORKS",
     "Apt",
     "CertificateStatus",

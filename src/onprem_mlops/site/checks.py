@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onprem_mlops.site.document import Document, Loc
 from onprem_mlops.site.explain import suggest
-from onprem_mlops.site.model import LAB_NETWORKS, Lab, Networks, Node, Site, Ssh
+from onprem_mlops.site.model import LAB_LONGEST_PREFIX, LAB_NETWORKS, Lab, Networks, Node, Site, Ssh
 from onprem_mlops.site.role import ALL, Role
 
 RESERVED_NAMES = frozenset({"localhost", "all", "nodes", "pods", "controller", "mirror", "api"})
@@ -173,12 +173,14 @@ def _check_api_address(document: Document, address: IPv4Address, networks: Netwo
 
 
 def _check_lab(document: Document, lab: Lab, networks: Networks, parts: Parts) -> None:
-    if not networks.nodes.subnet_of(LAB_NETWORKS):
-        document.report(
-            ("networks", "nodes"), f"a lab's network lies within {LAB_NETWORKS}; use one such as 10.77.8.0/24"
-        )
+    network = networks.nodes
+    if not network.subnet_of(LAB_NETWORKS) or network.prefixlen > LAB_LONGEST_PREFIX:
+        message = f"a lab's network lies within {LAB_NETWORKS} and is a /{LAB_LONGEST_PREFIX} or larger"
+        document.report(("networks", "nodes"), f"{message}; use one such as 10.77.8.0/24")
         return
-    own = lab.host_address or networks.nodes[1]
+    if parts.ssh is not None and parts.ssh.user == "root":
+        document.report(("ssh", "user"), 'the account of a lab\'s nodes is not root; use one such as "mlops"')
+    own = lab.host_address or network[1]
     loc = ("lab", "host_address")
     if message := _address_problem(own, networks):
         document.report(loc, message)

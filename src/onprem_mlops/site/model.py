@@ -35,7 +35,10 @@ from onprem_mlops.site.fields import (
 from onprem_mlops.site.role import ALL, RoleSettings
 
 LAB_NETWORKS = IPv4Network("10.77.0.0/16")
-"""Addresses of labs: private ones that real networks seldom use."""
+"""Every lab address lies in here, so that a lab can never answer for a real host of the site."""
+
+LAB_LONGEST_PREFIX = 28
+"""Of a lab's network: with less there is no room for nodes and this machine."""
 
 
 class Section(BaseModel):

@@ -29,6 +29,10 @@ _RAN = (0, 1, 5)
 """pytest's exit statuses for: all passed, some failed, nothing to do for this unit."""
 
 
+class Unheard(Exception):
+    """Whoever asked for the verification has gone."""
+
+
 class Channel:
     """Lines of JSON to the process that asked, from several workers at once."""
 
@@ -43,6 +47,8 @@ class Channel:
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
+        except BrokenPipeError:
+            raise Unheard from None
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
@@ -61,7 +67,7 @@ def run_units(site: Site, units: Sequence[Unit], workers: int, channel: Channel)
                 unit = waiting.popleft()
                 running[_fork(site, unit, channel)] = unit
             _reap(running, channel)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (KeyboardInterrupt, Unheard):
         # The workers meet the same, and clean up on the site; nobody else waits for them.
         while running:
             running.pop(os.wait()[0], None)
@@ -84,7 +90,7 @@ def _fork(site: Site, unit: Unit, channel: Channel) -> int:
     status = 70
     try:
         status = _work(site, unit, channel)
-    except (BrokenPipeError, KeyboardInterrupt):
+    except (Unheard, KeyboardInterrupt):
         pass  # whoever asked has gone, or asked to stop: there is nobody to tell
     except BaseException:  # noqa: BLE001 - the worker ends here whatever it was; its parent reports it
         traceback.print_exc()
@@ -127,7 +133,7 @@ def main() -> int:
         except MlopsError as error:
             channel.send("refused", message=error.message, advice=error.advice)
             return error.exit_code
-        except (KeyboardInterrupt, BrokenPipeError):
+        except (KeyboardInterrupt, Unheard):
             return 3
     return 0
 

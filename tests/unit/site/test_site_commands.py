@@ -199,6 +199,8 @@ def test_secrets(plant: list[str], capsys: pytest.CaptureFixture[str], monkeypat
     assert value in capsys.readouterr().out
     assert json.loads(Path("result.json").read_text())["values"]["kubernetes"]["encryption_key"] == value
     assert Path("result.json").stat().st_mode & 0o777 == 0o600
+    assert run(["secrets", "show", "kubernetse", *plant]) == 2
+    assert 'no secrets of a role "kubernetse"' in capsys.readouterr().err
     assert run(["secrets", "rotate", "kubernetes", "encryption_key", *plant]) == 2
     assert "cannot be replaced just so" in capsys.readouterr().err
 
