@@ -20,10 +20,14 @@ apt-mark showhold
 nft list ruleset
 systemctl list-unit-files --state=enabled --no-legend --plain | awk '{print $1}'
 cat /etc/hosts /etc/hostname
-cut -d: -f1 /etc/passwd
+cut -d: -f1 /etc/passwd /etc/group
 ip -br link | awk '{print $1}'
+find /var/lib /var/log /var/cache /run -xdev -maxdepth 1 -type d -printf '%p %m %u %g\n' | sort
+sysctl net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects net.ipv4.conf.default.rp_filter net.core.somaxconn
+apt-mark showmanual
 """
-"""What a role could leave behind: files with owner and mode, packages, rules, units, names, users, interfaces."""
+"""What a role could leave behind: files with owner and mode, packages and marks on them, rules, units, names, users and
+groups, interfaces, folders of data and logs, kernel parameters."""
 
 
 @pytest.fixture(scope="module")
