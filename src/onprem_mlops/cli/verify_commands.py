@@ -49,11 +49,13 @@ def verify_phase(
     from onprem_mlops.console import console
     from onprem_mlops.plan import load_phases, site_roles
     from onprem_mlops.site import load_site
+    from onprem_mlops.site.material import authority_pem
     from onprem_mlops.verify.display import VerifyDisplay, show
     from onprem_mlops.verify.runner import verify
     from onprem_mlops.verify.selection import select
 
     site = load_site(inventory)
+    authority_pem(site)  # without one there is nothing to verify: no client could trust the site
     phases = load_phases(phase)
     units = select(site, site_roles(site), phases, role=role, node=node)
     display = VerifyDisplay(console)

@@ -41,16 +41,11 @@ class SiteMaterial:
         self._secrets = Secrets.of(site)
         self._made_up: dict[tuple[str, str], Hidden] = {}
         self._revealed: list[str] = []
-        pem_file = authority_file(site)
+        pem = authority_pem(site)
         try:
-            pem = pem_file.read_text()
             self._authority = Authority(site, pem, self._authority_key, site.state / "certificates", planning=planning)
-        except FileNotFoundError:
-            raise RequestError(
-                f"{pem_file} does not exist, so the site has no certificate authority", _advice(site)
-            ) from None
         except ValueError:
-            raise RequestError(f"{pem_file} is not a certificate", "Take it from git again.") from None
+            raise RequestError(f"{authority_file(site)} is not a certificate", "Take it from git again.") from None
 
     def secret(self, role: str, name: str) -> Hidden:
         """One secret; a declared one that is lacking is generated (in a plan, made up)."""
@@ -118,8 +113,15 @@ def authority_file(site: Site) -> Path:
     return material_folder(site) / "ca.pem"
 
 
-def _advice(site: Site) -> str:
-    return "Make the lab first: ./mlops lab up" if site.lab else "Take ca.pem from git; ./mlops init makes it."
+def authority_pem(site: Site) -> str:
+    """The certificate of the site's authority. Raises RequestError if there is none yet."""
+    try:
+        return authority_file(site).read_text()
+    except FileNotFoundError:
+        advice = "Make the lab first: ./mlops lab up" if site.lab else "Take ca.pem from git; ./mlops init makes it."
+        raise RequestError(
+            f"{authority_file(site)} does not exist, so the site has no certificate authority", advice
+        ) from None
 
 
 def create_material(site: Site, recipients: list[Recipient]) -> None:

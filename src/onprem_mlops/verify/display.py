@@ -33,6 +33,7 @@ class VerifyDisplay:
         self._begun = time.monotonic()
         self._running: dict[str, None] = {}
         self._made = 0
+        self._causes: set[tuple[str, str]] = set()
 
     @contextmanager
     def showing(self) -> Iterator[VerifyDisplay]:
@@ -55,8 +56,11 @@ class VerifyDisplay:
                 self._tell(message)
 
     def _tell(self, message: dict[str, Any]) -> None:
-        # As it happens: a person who waits wants to know at once that something is wrong.
-        if message["outcome"] in _SIGNS:
+        # As it happens: a person who waits wants to know at once that something is wrong. What keeps many checks from
+        # being made is told with the first of them.
+        cause = (message["outcome"], message["message"])
+        if message["outcome"] in _SIGNS and (message["outcome"] == "failed" or cause not in self._causes):
+            self._causes.add(cause)
             sign, colour = _SIGNS[message["outcome"]]
             where = message["node"] or "site"
             self._to.print(

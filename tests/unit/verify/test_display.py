@@ -46,10 +46,26 @@ def test_many_nodes_share_a_column_unless_something_is_wrong() -> None:
 
 
 def test_elsewhere_than_on_a_terminal_only_what_is_wrong_is_told() -> None:
+    assert (
+        _told([("passed", ""), ("failed", "x"), ("not_checked", "w1 is off")])
+        == "✘ w1: failed 1\n? w1: not_checked 2\n"
+    )
+
+
+def test_what_keeps_many_checks_from_being_made_is_told_with_the_first() -> None:
+    off, other = ("not_checked", "w1 is off"), ("not_checked", "w2 is off")
+    assert _told([off, off, other, off]) == "? w1: not_checked 0\n? w1: not_checked 2\n"
+    same = ("failed", "w1 is wrong")
+    assert _told([same, same]) == "✘ w1: failed 0\n✘ w1: failed 1\n"
+
+
+def _told(checks: list[tuple[Outcome, str]]) -> str:
+    """What is told while checks end; each is called by its outcome and its place."""
     to = Console(file=io.StringIO(), width=200)
     display = VerifyDisplay(to)
     with display.showing():
-        for outcome in ("passed", "failed", "not_checked"):
-            display({"kind": "check", "outcome": outcome, "role": "node", "node": "w1", "name": f"A {outcome} one"})
+        for at, (outcome, message) in enumerate(checks):
+            of = {"role": "node", "node": "w1", "name": f"{outcome} {at}", "message": message}
+            display({"kind": "check", "outcome": outcome, **of})
     assert isinstance(to.file, io.StringIO)
-    assert to.file.getvalue() == "✘ node w1: A failed one\n? node w1: A not_checked one\n"
+    return to.file.getvalue().replace("node w1", "w1")
