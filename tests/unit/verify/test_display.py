@@ -53,9 +53,10 @@ def test_elsewhere_than_on_a_terminal_only_what_is_wrong_is_told() -> None:
 
 
 def test_what_keeps_many_checks_from_being_made_is_told_with_the_first() -> None:
-    off, other = ("not_checked", "w1 is off"), ("not_checked", "w2 is off")
+    off: tuple[Outcome, str] = ("not_checked", "w1 is off")
+    other: tuple[Outcome, str] = ("not_checked", "w2 is off")
     assert _told([off, off, other, off]) == "? w1: not_checked 0\n? w1: not_checked 2\n"
-    same = ("failed", "w1 is wrong")
+    same: tuple[Outcome, str] = ("failed", "w1 is wrong")
     assert _told([same, same]) == "✘ w1: failed 0\n✘ w1: failed 1\n"
 
 
