@@ -22,7 +22,8 @@ from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.events import Event, Listener, to_all
 from onprem_mlops.plan import Graph, PlannedStep, admissions
 from onprem_mlops.site import Node, Site
-from onprem_mlops.site.material import SiteMaterial
+from onprem_mlops.site.material import SiteMaterial, authority_pem
+from onprem_mlops.site.safe_file import private_folder
 from onprem_mlops.steps import Context, Material, Published
 
 
@@ -48,6 +49,7 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
 
     Raises RequestError if somebody else's run holds the site, a node shows a wrong host key, or a role refuses one.
     """
+    authority_pem(work.site)  # refused without one, before anything is written here
     with ExitStack() as stack:
         if not work.planning:
             stack.enter_context(site_lock(work.site))
@@ -97,8 +99,7 @@ def context_maker(work: Work, artifacts: Published, material: Material) -> Calla
 @contextmanager
 def site_lock(site: Site) -> Iterator[None]:
     """Hold the site on this machine. Raises RequestError naming the holder; a killed holder's lock is free at once."""
-    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (site.state / "lock").open("a+") as file:
+    with (private_folder(site.state) / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,9 +122,9 @@ def site_lock(site: Site) -> Iterator[None]:
 def _log(work: Work) -> Iterator[Listener]:
     """Write every event of the run to `run.jsonl` in a folder of its own, readable by its owner only."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
-    folder = work.site.state / "runs" / f"{stamp}-{'plan' if work.planning else 'deploy'}-{os.getpid()}"
-    folder.mkdir(parents=True, mode=0o700)
-    _forget_old(folder.parent)
+    runs = private_folder(private_folder(work.site.state) / "runs")
+    folder = private_folder(runs / f"{stamp}-{'plan' if work.planning else 'deploy'}-{os.getpid()}")
+    _forget_old(runs)
     path = folder / "run.jsonl"
     # Unbuffered: what a full disk did not take must not fail a second time when the file is closed.
     with path.open("wb", buffering=0) as file:

@@ -145,6 +145,16 @@ def test_settings_that_no_node_could_run_with(role: str, settings: dict[str, Any
         find_roles()[role].settings.model_validate(settings)
 
 
+@pytest.mark.parametrize("command", ["plan", "deploy", "verify"])
+def test_a_lab_that_was_never_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLOPS_STATE", str(tmp_path))
+    assert run([command]) == 2
+    assert "Make the lab first: ./mlops lab up" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
