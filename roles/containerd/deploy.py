@@ -63,7 +63,8 @@ def remove(ctx: Context[Settings]) -> None:
     containers.unmounted("nothing of containers is mounted", "/run/containerd", "/var/lib/containerd")
     binaries = [f"/usr/local/bin/{name}" for name in (*BINARIES, "crictl")]
     files.absent("containerd's files", *binaries, UNIT, "/etc/crictl.yaml")
-    files.absent("containerd's folders", "/etc/containerd", "/run/containerd", "/opt/containerd", recursive=True)
+    folders = ("/etc/containerd", "/run/containerd", "/opt/containerd", "/var/lib/cni")
+    files.absent("containerd's folders", *folders, recursive=True)
     files.absent("CNI plugins", *(f"/opt/cni/bin/{name}" for name in CNI_PLUGINS))
     files.no_empty_folders("folders of CNI", "/opt/cni/bin", "/opt/cni", "/etc/cni/net.d", "/etc/cni")
     containers.emptied("images and containers", "/var/lib/containerd")

@@ -389,7 +389,8 @@ def _remove_endpoint(ctx: Context[Settings]) -> None:
     systemd.gone("no address that moves", "keepalived.service")
     systemd.gone("no API endpoint", "haproxy.service")
     apt.purged("the API endpoint's packages", "haproxy", "keepalived")
-    files.absent("configuration of the API endpoint", "/etc/haproxy", "/etc/keepalived", recursive=True)
+    folders = ("/etc/haproxy", "/var/lib/haproxy", "/etc/keepalived")
+    files.absent("what the API endpoint leaves", *folders, recursive=True)
 
 
 def _forget_kubeconfig(ctx: Context[Settings]) -> None:

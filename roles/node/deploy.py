@@ -28,6 +28,7 @@ CHRONY = "/etc/chrony/onprem-mlops.conf"
 CHRONY_UNIT = "/etc/systemd/system/chrony.service.d/onprem-mlops.conf"
 PACKAGES = ("ca-certificates", "chrony", "curl")
 UPDATES = "unattended-upgrades"
+UPDATE_LOGS = "/var/log/unattended-upgrades"
 
 CLOCK_SECONDS = 300
 """How far a node's clock may be off before it is laid down; the time service mends what is less."""
@@ -92,6 +93,11 @@ def remove(ctx: Context[Settings]) -> None:
     apt.unheld("packages may be upgraded again")
     files.absent("no own time configuration", CHRONY, CHRONY_UNIT)
     apt.purged("packages of this role", *(name for name in (*PACKAGES, UPDATES) if name != "ca-certificates"))
+    shell.run(
+        "no logs of automatic updates, if these came with this role",
+        f"rm -rf {UPDATE_LOGS}",
+        unless=f"[ ! -d {UPDATE_LOGS} ] || dpkg -s {UPDATES} >/dev/null 2>&1",
+    )
     files.absent("no own configuration of apt", UPGRADES, APT_CONF, SOURCES, KEYRING)
     files.brought_back("the package sources that the node had", *FOREIGN_SOURCES)
     _remove_trust(ctx)
@@ -116,6 +122,8 @@ def remove(ctx: Context[Settings]) -> None:
     shell.run(
         "no own rule of sudo, unless it is the only one", f"rm -f {SUDOERS}", unless=_only_rule(ctx.site.ssh.user)
     )
+    # Last: they say what is still to be taken back.
+    files.no_empty_folders("records of what roles changed", "/var/lib/onprem-mlops")
 
 
 def refuse_unless_supported(ctx: Context[Settings]) -> str:

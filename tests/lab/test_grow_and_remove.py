@@ -22,7 +22,7 @@ systemctl list-unit-files --state=enabled --no-legend --plain | awk '{print $1}'
 cat /etc/hosts /etc/hostname
 cut -d: -f1 /etc/passwd /etc/group
 ip -br link | awk '{print $1}'
-find /var/lib /var/log /var/cache /run -xdev -maxdepth 1 -type d -printf '%p %m %u %g\n' | sort
+find /var/lib /var/log /var/cache -xdev -maxdepth 1 -type d | sort
 sysctl net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects net.ipv4.conf.default.rp_filter net.core.somaxconn
 apt-mark showmanual
 """
