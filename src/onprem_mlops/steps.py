@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar
 
 import jinja2
 
-from onprem_mlops.artifacts.manifest import TreeFile
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site
 from onprem_mlops.site.role import Certificate, Opening, RoleSettings
+
+if TYPE_CHECKING:
+    from onprem_mlops.artifacts.manifest import TreeFile
 
 S = TypeVar("S", bound=RoleSettings)
 StepFunction = Callable[..., Any]
