@@ -11,7 +11,7 @@
 set -euo pipefail
 folder=$1 kubeconfig=$2
 # shellcheck source=/dev/null
-. "$folder/site.env" # mirror (name), endpoint (URL as nodes know the API), api_address (as this machine does), api_name
+. "$folder/site.env" # mirror_url, endpoint (URL as nodes know the API), api_address (as this machine does), api_name
 trap end EXIT
 began=$(date +%s%N)
 
@@ -76,7 +76,7 @@ mv /root/onprem-mlops.sources /etc/apt/sources.list.d/
 cp --no-preserve=all /srv/mirror/current/files/registry/*/registry /usr/local/bin/registry
 chmod 755 /usr/local/bin/registry
 systemctl enable -q --now onprem-registry onprem-mirror
-until curl -fs --cacert /usr/local/share/ca-certificates/onprem-mlops.crt https://$mirror/healthz >/dev/null; do
+until curl -fs --cacert /usr/local/share/ca-certificates/onprem-mlops.crt $mirror_url/healthz >/dev/null; do
     sleep 0.1
 done
 END

@@ -114,7 +114,7 @@ def _names(site: Site) -> str:
     """Variables of the script."""
     cluster: Any = site.settings("kubernetes")
     values = {
-        "mirror": site.mirror_name,
+        "mirror_url": site.mirror_url,
         "endpoint": f"https://{cluster.endpoint(site)}",
         "api_address": f"https://{site.api_address}:{cluster.endpoint_port}",
         "api_name": cluster.endpoint_name(site),

@@ -49,7 +49,7 @@ def _registries(ctx: Context[Settings]) -> None:
         text = ctx.render(
             "hosts.toml.j2",
             registry=registry,
-            url=f"https://{ctx.site.mirror_name}/v2/{registry}",
+            url=f"{ctx.site.mirror_url}/v2/{registry}",
             authority=ctx.settings_of("node").authority_path,
         )
         files.content(f"mirror of {registry}", f"{CERTIFICATES}/{registry}/hosts.toml", text)

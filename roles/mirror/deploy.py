@@ -33,7 +33,7 @@ def serve(ctx: Context[Settings]) -> None:
     _install(ctx)
     _registry(ctx)
     _nginx(ctx)
-    url = f"https://{ctx.site.mirror_name}"
+    url = ctx.site.mirror_url
     trust = f"--cacert {ctx.settings_of('node').authority_path}"
     answers = f"curl -fsS {trust} -o /dev/null {url}/healthz && curl -fsS {trust} -o /dev/null {url}/v2/"
     shell.wait(

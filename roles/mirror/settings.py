@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings
-from onprem_mlops.site import Node, Site
+from onprem_mlops.site import MIRROR_PORT, Node, Site
 
 
 class Settings(RoleSettings):
@@ -19,7 +19,7 @@ class Settings(RoleSettings):
 
     root: ClassVar[str] = "/srv/mirror"
     """Where the tree lies on the node; `current` in it is what is served."""
-    port: ClassVar[int] = 443
+    port: ClassVar[int] = MIRROR_PORT
     registry_port: ClassVar[int] = 5000
     """Port of the registry on the node's loopback, behind nginx."""
 

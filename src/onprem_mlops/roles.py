@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from onprem_mlops.site.role import (
     ALL,
+    Bucket,
     Certificate,
+    Database,
     Opening,
     Problem,
     Role,
     RoleSettings,
+    Route,
     Secret,
     find_roles,
 )
@@ -16,8 +19,10 @@ from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, admi
 
 __all__ = [
     "ALL",
+    "Bucket",
     "Certificate",
     "Context",
+    "Database",
     "KnownLater",
     "Opening",
     "Pending",
@@ -25,6 +30,7 @@ __all__ = [
     "PublishedFile",
     "Role",
     "RoleSettings",
+    "Route",
     "Secret",
     "admission",
     "find_roles",

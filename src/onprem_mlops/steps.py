@@ -185,6 +185,10 @@ class Context(Generic[S]):
         """A secret that this role's settings declare."""
         return self.material.secret(self.role, name)
 
+    def secret_of(self, role: str, name: str) -> Hidden:
+        """A secret that another role declares for this one, such as the password of its database account."""
+        return self.material.secret(role, name)
+
     def certificate(self, name: str) -> IssuedCertificate:
         """A certificate that this role's settings declare for this node, renewed if it was due."""
         wanted = {one.name: one for one in self.settings.certificates(self.site, self.node)}

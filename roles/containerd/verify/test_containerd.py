@@ -59,7 +59,7 @@ def test_registries_have_no_way_out(node: NodeHost, site: Site, settings: Settin
     for registry in folders:
         hosts = tomllib.loads(node.file(f"/etc/containerd/certs.d/{registry}/hosts.toml").content_string)
         addresses = [hosts.get("server", "no server: the internet"), *hosts.get("host", {})]
-        wrong += [f"{registry} → {one}" for one in addresses if not one.startswith(f"https://{site.mirror_name}/")]
+        wrong += [f"{registry} → {one}" for one in addresses if not one.startswith(f"{site.mirror_url}/")]
         wrong += [
             f"{registry} trusts anybody" for one in (hosts, *hosts.get("host", {}).values()) if one.get("skip_verify")
         ]

@@ -31,7 +31,7 @@ def host(site: Site, settings: Settings, nodes: Nodes) -> NodeHost:
 @pytest.fixture(scope="module")
 def url(site: Site, settings: Settings) -> str:
     """Where the mirror answers."""
-    return f"https://{site.mirror_name}"
+    return site.mirror_url
 
 
 def test_certificate(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 
+from onprem_mlops.site import MIRROR_PORT
 from onprem_mlops.verify.suite import DoesNotApply, NodeHost, Nodes, Site, until
 from roles.node.settings import Settings
 
@@ -223,7 +224,7 @@ def _apt_list(node: NodeHost, key: str) -> list[str]:
 
 def test_package_sources(node: NodeHost, site: Site) -> None:
     """Packages come from the site's own mirror and from nowhere else."""
-    allowed = [f"https://{site.mirror_name}/"]
+    allowed = [f"{site.mirror_url}/"]
     if site.apt.mirror:
         allowed += [f"{site.apt.mirror.rstrip('/')}/", f"{site.apt.mirror.rstrip('/')}-security/"]
     mirror = site.settings("mirror")
@@ -250,15 +251,17 @@ def test_packages_are_signed(node: NodeHost) -> None:
 
 def test_authority_is_trusted(node: NodeHost, site: Site) -> None:
     """Programs on the node trust what the site's authority signed, and refuse what it did not."""
-    said = node.run("curl -sS -o /dev/null -w '%%{http_code}' --max-time 10 https://%s/", site.mirror_name)
+    said = node.run("curl -sS -o /dev/null -w '%%{http_code}' --max-time 10 %s/", site.mirror_url)
     assert said.rc == 0, f"{node.name}: curl does not trust the mirror: {said.stderr.strip()}"
     # The control: the same request under a name that the certificate does not have must be refused.
     address = site.names[site.mirror_name]
     refused = node.run(
-        "curl -sS -o /dev/null --max-time 10 --resolve wrong.%s:443:%s https://wrong.%s/",
+        "curl -sS -o /dev/null --max-time 10 --resolve wrong.%s:%s:%s https://wrong.%s:%s/",
         site.domain,
+        str(MIRROR_PORT),
         str(address),
         site.domain,
+        str(MIRROR_PORT),
     )
     assert refused.rc == 60, (
         f"{node.name}: curl accepts the mirror's certificate under a wrong name (status {refused.rc})"

@@ -19,7 +19,7 @@ class StorePublisher:
     """The store as seen from one site."""
 
     def __init__(self, site: Site, store: Store | None = None) -> None:
-        self._base = f"https://{site.mirror_name}"
+        self._base = site.mirror_url
         self._store = store or Store()
         self._files: dict[tuple[str, str], PublishedFile] = {}
         self._trees: dict[tuple[str, ...], tuple[TreeFile, ...]] = {}

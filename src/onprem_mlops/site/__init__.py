@@ -9,6 +9,7 @@ from onprem_mlops.site.material import SiteMaterial, ensure_lab_material
 from onprem_mlops.site.model import (
     LAB_LONGEST_PREFIX,
     LAB_NETWORKS,
+    MIRROR_PORT,
     Apt,
     Disk,
     Facts,
@@ -25,6 +26,7 @@ from onprem_mlops.site.secrets import Recipient, Secrets
 __all__ = [
     "LAB_LONGEST_PREFIX",
     "LAB_NETWORKS",
+    "MIRROR_PORT",
     "Apt",
     "CertificateStatus",
     "Disk",

@@ -32,10 +32,13 @@ from onprem_mlops.site.fields import (
     Taint,
     UserName,
 )
-from onprem_mlops.site.role import ALL, RoleSettings
+from onprem_mlops.site.role import ALL, Bucket, Database, RoleSettings, Route
 
 LAB_NETWORKS = IPv4Network("10.77.0.0/16")
 """Every lab address lies in here, so that a lab can never answer for a real host of the site."""
+
+MIRROR_PORT = 4443
+"""Of the site's own mirror."""
 
 LAB_LONGEST_PREFIX = 28
 """Of a lab's network: with less there is no room for nodes and this machine."""
@@ -283,6 +286,26 @@ class Site(Section):
     def mirror_name(self) -> str:
         """Full name of the site's own mirror, which nodes fetch everything from."""
         return f"mirror.{self.domain}"
+
+    @property
+    def mirror_url(self) -> str:
+        """Where that mirror answers. Not on port 443: that is the gateway's, whose packages come from the mirror."""
+        return f"https://{self.mirror_name}:{MIRROR_PORT}"
+
+    @property
+    def databases(self) -> tuple[tuple[str, Database], ...]:
+        """Databases that roles need, each with the role's name."""
+        return tuple((role, one) for role, of in self.role_settings.items() for one in of.databases(self))
+
+    @property
+    def buckets(self) -> tuple[tuple[str, Bucket], ...]:
+        """Buckets that roles need, each with the role's name."""
+        return tuple((role, one) for role, of in self.role_settings.items() for one in of.buckets(self))
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Names that the gateway serves."""
+        return tuple(one for of in self.role_settings.values() for one in of.routes(self))
 
     @property
     def names(self) -> dict[str, IPv4Address]:

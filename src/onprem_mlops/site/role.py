@@ -95,6 +95,46 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Database:
+    """A PostgreSQL database that a role needs. An account of the same name owns it and can reach no other."""
+
+    name: str
+    groups: tuple[str, ...]
+    """Groups of the nodes that its clients run on."""
+    secret: str = "database_password"  # noqa: S105 - a name
+    """Name of the declaring role's own secret that is the account's password."""
+    connections: int = 20
+    """Most connections that the account may hold at once."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of the object store that a role needs, read and written by a user with that role's name (`_` as `-`)."""
+
+    name: str
+    secret: str = "storage_key"  # noqa: S105 - a name
+    """Name of the declaring role's own secret that is the user's secret key; one for all of its buckets."""
+    versioning: bool = False
+    """Whether overwritten and deleted objects are kept for a while."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A name below the site's domain at which the gateway serves a role's service, and where that listens."""
+
+    name: str
+    """First label, such as `git` for git.<domain>."""
+    port: int
+    """HTTPS port of the service itself on each of its nodes; its certificate must hold the node's full name."""
+    nodes: tuple[str, ...]
+    """Names of the nodes that serve it; requests go to any that is healthy."""
+    health: str = "/"
+    """Path that answers 200 while the service is able to work."""
+    public_port: int = 443
+    """Port at the gateway. Another one than 443 is passed through as plain TCP (such as Git over SSH)."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something a role finds wrong in the site file: "what is wrong; what would be right"."""
 
@@ -131,6 +171,18 @@ class RoleSettings(BaseModel):
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
         """Full names that every node must resolve, beside the nodes' own."""
         return {}
+
+    def databases(self, site: Site) -> Iterable[Database]:
+        """Databases that the role needs of role ``postgresql``."""
+        return ()
+
+    def buckets(self, site: Site) -> Iterable[Bucket]:
+        """Buckets that the role needs of role ``object_store``."""
+        return ()
+
+    def routes(self, site: Site) -> Iterable[Route]:
+        """Names at which role ``gateway`` serves the role's service."""
+        return ()
 
     def artifacts(self) -> Iterable[str]:
         """Names in the artifact catalogue that the role lays down."""
