@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from onprem_mlops import lab
 from onprem_mlops.paths import REPOSITORY, site_state
 from onprem_mlops.site import load_site
 
 MLOPS = str(REPOSITORY / "mlops")
+
+CLUSTER = ("node", "firewall", "mirror", "containerd", "kubernetes", "network")
+"""The roles of a cluster, without the services beside it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class TestSite:
     folder: Path
 
     @classmethod
-    def copy(cls, of: str, name: str, subnet: int, folder: Path) -> TestSite:
-        """Copy `inventories/<of>` as site `name` in 10.77.<subnet>.0/24."""
+    def copy(cls, of: str, name: str, subnet: int, folder: Path, roles: tuple[str, ...]) -> TestSite:
+        """Copy `inventories/<of>` as site `name` in 10.77.<subnet>.0/24, with these roles only (none: all)."""
         source = REPOSITORY / "inventories" / of
         target = folder / name
         shutil.copytree(source, target)
@@ -55,7 +61,7 @@ class TestSite:
         text = re.sub(r"^domain: .*$", f"domain: {name}.mlops.test", text, flags=re.MULTILINE)
         text = re.sub(r"10\.77\.\d+\.", f"10.77.{subnet}.", text)
         text = re.sub(r"bridge: .*$", f"bridge: brt{subnet}", text, flags=re.MULTILINE)
-        (target / "site.yaml").write_text(text)
+        (target / "site.yaml").write_text(_with_roles(text, roles) if roles else text)
         return cls(name, target)
 
     @property
@@ -102,6 +108,19 @@ class TestSite:
     def deploying(self, *words: str) -> Deploying:
         """A deploy in the background, whose events can be followed."""
         return Deploying(self, words or ("infrastructure",))
+
+
+def _with_roles(text: str, roles: tuple[str, ...]) -> str:
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 4096
+    written = yaml.load(text)
+    written["roles"] = list(roles)
+    for off in set(written["settings"]) - set(roles):
+        del written["settings"][off]
+    out = io.StringIO()
+    yaml.dump(written, out)
+    return out.getvalue()
 
 
 def _quote(text: str) -> str:
@@ -168,9 +187,11 @@ def _free_subnet() -> int:
 
 
 @contextmanager
-def made(of: str, name: str, folder: Path, *, booted: bool = True) -> Iterator[TestSite]:
-    """A site whose nodes are booted (nothing laid down), and gone at the end."""
-    site = TestSite.copy(of, f"{name}-{os.getpid()}", _free_subnet(), folder)
+def made(
+    of: str, name: str, folder: Path, *, roles: tuple[str, ...] = CLUSTER, booted: bool = True
+) -> Iterator[TestSite]:
+    """A site whose nodes are booted (nothing laid down), gone at the end. By default without services: it is quick."""
+    site = TestSite.copy(of, f"{name}-{os.getpid()}", _free_subnet(), folder, roles)
     try:
         if booted:
             site.run("lab", "up", "--nodes-only").must()

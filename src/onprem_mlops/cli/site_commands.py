@@ -168,14 +168,20 @@ def rotate(
     role: Annotated[str, typer.Argument(help="The role whose secret it is.")],
     name: Annotated[str, typer.Argument(help="The secret.")],
     inventory: Inventory = DEFAULT_INVENTORY,
+    now: Annotated[bool, typer.Option("--deploy", help="Lay it down at once, wherever it is used.")] = False,
 ) -> Result:
-    """Give a secret a fresh value; the next deploy lays it down."""
+    """Give a secret a fresh value; a deploy lays it down."""
+    from onprem_mlops.cli.run_commands import run_phase
     from onprem_mlops.site import Secrets, load_site
 
     site = load_site(inventory)
     Secrets.of(site).rotate(site, role, name)
-    console.print(f"{role} {name} has a new value. The next deploy lays it down: ./mlops deploy --role {role}")
-    return Result({"role": role, "name": name})
+    if not now:
+        # Not --role: who checks a secret and who shows it are often two roles.
+        console.print(f"{role} {name} has a new value. The next deploy lays it down: ./mlops deploy")
+        return Result({"role": role, "name": name, "deploy": None})
+    deployed = run_phase(inventory, None, None, None, planning=False)
+    return Result({"role": role, "name": name, "deploy": deployed.data}, exit_code=deployed.exit_code)
 
 
 @secrets_app.command("add-recipient")
