@@ -1,0 +1,119 @@
+"""This machine as a client of a site's services: by their names, through the gateway, trusting the site's authority."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from onprem_mlops.site import Secrets, load_site
+from onprem_mlops.site.material import authority_file
+from onprem_mlops.verify.controller import Controller, Response
+from tests.lab.sites import TestSite
+
+
+@dataclass
+class Person:
+    """Somebody with a name and a password at a service that is reached at `url`."""
+
+    site: TestSite
+    url: str
+    name: str
+    password: str = field(repr=False)
+
+    def ask(self, method: str, path: str, body: object = None) -> Response:
+        """One request with JSON in and out. OSError if it cannot be made."""
+        login = base64.b64encode(f"{self.name}:{self.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        return Controller(load_site(self.site.folder)).request(method, f"{self.url}{path}", headers=headers, body=data)
+
+    def must(self, method: str, path: str, body: object = None) -> Any:
+        """The same; AssertionError unless the answer is one of success."""
+        answer = self.ask(method, path, body)
+        assert answer.status < 300, f"{method} {self.url}{path}: HTTP {answer.status} {answer.text[:300]}"
+        return answer.json if answer.body else None
+
+
+def secret(site: TestSite, role: str, name: str) -> str:
+    """The value of a secret of the site."""
+    return Secrets.of(load_site(site.folder)).get(role, name).reveal()
+
+
+def git(site: TestSite, folder: Path, *words: str, password: str = "") -> subprocess.CompletedProcess[str]:
+    """Run git in a folder; names of the site resolve for it, and it answers with the password when asked for one."""
+    loaded = load_site(site.folder)
+    resolve = [f"http.curloptResolve={name}:443:{address}" for name, address in loaded.names.items()]
+    settings = [*resolve, f"http.sslCAInfo={authority_file(loaded)}", "user.name=Test", "user.email=test@example.com"]
+    # Standard output of a helper, not the URL: a password in a URL is on command lines and in .git/config.
+    helper = "credential.helper=!f() { echo password=$GIT_PASSWORD; }; f"
+    options = [word for one in (*settings, helper) for word in ("-c", one)]
+    environment = {**os.environ, "GIT_PASSWORD": password, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    return subprocess.run(
+        ["git", *options, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@contextmanager
+def resolving(site: TestSite) -> Iterator[None]:
+    """In here this process resolves the site's names as the site file says."""
+    names = {name: str(address) for name, address in load_site(site.folder).names.items()}
+    ask = socket.getaddrinfo
+
+    def answer(host: Any, *rest: Any, **more: Any) -> Any:
+        return ask(names.get(host, host), *rest, **more)
+
+    with patch("socket.getaddrinfo", answer):
+        yield
+
+
+@dataclass
+class Writer:
+    """Writes numbers somewhere, one after the other, and remembers those whose writing was acknowledged."""
+
+    name: str
+    write: Callable[[int], None]
+    """Writes a number; any exception means that it was not acknowledged."""
+    read: Callable[[], set[int]]
+    """All numbers that are there."""
+    acknowledged: set[int] = field(default_factory=set)
+    refused: int = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Write until told to stop. A number is never written twice: a second try could hide a loss."""
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                self.write(number)
+            except Exception:
+                # The service was killed: what matters is what it said yes to.
+                self.refused += 1
+                time.sleep(0.2)
+            else:
+                self.acknowledged.add(number)
+
+
+@contextmanager
+def writing(writers: list[Writer]) -> Iterator[None]:
+    """All writers at work at once; at the end each has finished what it began."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=one.run, args=(stop,), name=one.name) for one in writers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
