@@ -36,7 +36,7 @@ from onprem_mlops.artifacts.sources import choice
 from onprem_mlops.artifacts.sources.workshop import Folders, Made, Workshop
 from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import Interrupted, MlopsError, RequestError
-from onprem_mlops.locks import locked
+from onprem_mlops.locks import is_locked, locked
 from onprem_mlops.paths import cache_dir
 
 _LISTEN_SECONDS = 0.1
@@ -332,7 +332,12 @@ class Store:
         return "damaged: its content is not what was put there; removed"
 
     def drop_build_caches(self) -> int:
-        """Remove Go's caches (11 GB after a full build); gives the bytes that were freed."""
+        """Remove Go's caches (11 GB after a full build); gives the bytes that were freed.
+
+        While another process makes something they stay: it may be reading them.
+        """
+        if any(is_locked(lock) for lock in (self.folders.store / "locks").glob("*")):
+            return 0
         freed = sum(path.lstat().st_size for path in self.folders.build.rglob("*") if path.is_file())
         _remove(self.folders.build)
         return freed

@@ -18,6 +18,7 @@ import pytest
 from onprem_mlops.artifacts import BuildFailed, Damaged, Failed, Finished, Planned, Started
 from onprem_mlops.artifacts.commands import mirror_build, mirror_list, mirror_verify
 from onprem_mlops.errors import MlopsError, RequestError
+from onprem_mlops.locks import locked
 
 if TYPE_CHECKING:
     from tests.unit.artifacts.conftest import Bench, Site
@@ -349,6 +350,18 @@ def test_build_caches_go_once_everything_is_there(bench: Bench, upstream: Site) 
     assert mirror_build(store=bench.store(), keep_build_caches=True).freed == 0
     assert mirror_build(["first"], store=bench.store(), again=True).freed == 7
     assert not (bench.cache / "build").exists()
+
+
+def test_build_caches_stay_while_another_process_makes_something(bench: Bench, upstream: Site) -> None:
+    bench.add("tool", upstream.release("tool", b"content"))
+    store = bench.store()
+    build = bench.cache / "build"
+    build.mkdir(parents=True, exist_ok=True)
+    with locked(store.folders.store / "locks" / "elsewhere"):
+        assert mirror_build(store=store).made == ("tool",)
+        assert build.exists()
+    mirror_build(["tool"], store=bench.store(), again=True)
+    assert not build.exists()
 
 
 def test_no_error_is_a_traceback(bench: Bench) -> None:
