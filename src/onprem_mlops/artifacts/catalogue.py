@@ -82,6 +82,27 @@ class ModuleSource(_Strict):
     executable: tuple[str, ...] = Field(default=(), description="patterns: these get the execute bit in a tar")
 
 
+class FrontendSource(_Strict):
+    """A Go module's web interface, built by the module's own package.json and the lock beside it, with pnpm."""
+
+    kind: Literal["frontend"] = "frontend"
+    module: Name
+    path: str
+    build: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="a command of the module's own packages and its arguments, e.g. vite build"
+    )
+    environment: Mapping[str, str] = Field(default_factory=dict, description="what the command reads")
+    tar: str = Field(description="name in the store")
+    folders: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="folders of the module that go into the tar, after the build"
+    )
+
+    @field_validator("folders")
+    @classmethod
+    def _folders_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_inside(folder) for folder in value)
+
+
 class CSource(_Strict):
     """One static command from one C file of a Go module (Kubernetes' pause)."""
 
@@ -175,6 +196,7 @@ Source = Annotated[
     UrlSource
     | GoSource
     | ModuleSource
+    | FrontendSource
     | CSource
     | DebSource
     | RootfsSource
@@ -255,6 +277,15 @@ class GoToolchain(_Strict):
     sha256: Digest
 
 
+class NodeToolchain(_Strict):
+    """The Node.js and the pnpm that build web interfaces."""
+
+    requirement: str = Field(pattern=r"^[A-Za-z0-9._-]+==[0-9.]+$", description="PyPI requirement of Node.js")
+    sha256: Digest
+    pnpm: str = Field(pattern=r"^pnpm@[0-9.]+$", description="package of npm's configured registry")
+    pnpm_integrity: str = Field(pattern=r"^sha512-[A-Za-z0-9+/]{86}==$", description="as that registry names it")
+
+
 class DebianArchive(_Strict):
     """What Debian's package lists are checked against."""
 
@@ -266,6 +297,7 @@ class Catalogue(_Strict):
 
     artifacts: tuple[Artifact, ...]
     go: GoToolchain
+    node: NodeToolchain | None = None
     debian: DebianArchive
     folder: Path = Field(default=FOLDER, exclude=True)
 
@@ -292,6 +324,8 @@ class Catalogue(_Strict):
             for name in artifact.inputs():
                 if name not in known:
                     raise ValueError(f"{artifact.name}: needs {name}, which the catalogue does not have")
+            if self.node is None and any(isinstance(source, FrontendSource) for source in artifact.sources):
+                raise ValueError(f"{artifact.name}: is built with Node.js, which the catalogue does not pin")
         _refuse_cycle(known)
         return self
 

@@ -15,6 +15,7 @@ from onprem_mlops.artifacts.catalogue import (
     Catalogue,
     CSource,
     Debian,
+    FrontendSource,
     GoSource,
     ModuleSource,
     PypiSource,
@@ -51,7 +52,7 @@ def _data(catalogue: Catalogue, source: Source) -> object:
     match source:
         case GoSource():
             return _files(catalogue.folder / "go" / source.module, ("go.mod", "go.sum", "*.go"))
-        case ModuleSource() | CSource():
+        case ModuleSource() | CSource() | FrontendSource():
             return _files(catalogue.folder / "go" / source.module, ("go.mod",))
         case Debian():
             return sorted(YAML(typ="safe").load(catalogue.folder / source.packages))

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 _URL = {"kind": "url", "files": [{"url": "http://x.invalid/f", "sha256": "a" * 64}]}
 
+_FRONTEND = {
+    "kind": "frontend",
+    "module": "m",
+    "path": "x.invalid/m",
+    "build": ["make"],
+    "tar": "a.tar",
+    "folders": ["b"],
+}
+
 
 def refused(bench: Bench) -> str:
     with pytest.raises(RequestError) as caught:
@@ -63,6 +72,8 @@ def test_our_images_are_those_that_kubeadm_asks_for() -> None:
         ({"kind": "ftp"}, {}, "a.sources.0"),
         ({"kind": "go", "module": "m", "commands": {}}, {}, "commands"),
         ({"kind": "pypi", "lock": "../lock"}, {}, "relative path without '..'"),
+        ({**_FRONTEND, "folders": ["public", "../etc"]}, {}, "relative path without '..'"),
+        (_FRONTEND, {}, "a: is built with Node.js, which the catalogue does not pin"),
         (_URL, {"version": "1 0"}, "a.version"),
         (_URL, {"image": "registry.k8s.io/a:1"}, "nothing else does"),
         ({"kind": "recipe"}, {}, "needs `image:"),

@@ -7,8 +7,10 @@ from gevent import monkey
 monkey.patch_all()
 
 import hashlib  # noqa: E402
+import io  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import tarfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -358,6 +360,43 @@ def downloads(folder: Path) -> None:
     assert output("echo 'curl: (7) Failed to connect' >&2; exit 7") == "curl: (7) Failed to connect"
     assert output("echo wrong >$2") == f"not the file that the catalogue pins: {source.sha256}"
     assert output("echo right >$2") == ""
+
+
+def archives(folder: Path) -> None:
+    curl = folder / "bin" / "curl"
+    curl.parent.mkdir()
+    os.environ["PATH"] = f"{curl.parent}:{os.environ['PATH']}"
+    curl.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; cp {folder}/archive.tar $2\n')
+    curl.chmod(0o755)
+    target = folder / "n1" / "bin" / "assets"
+
+    def lay_down(content: dict[str, str], *, pinned: bool = True) -> Ran:
+        with tarfile.open(folder / "archive.tar", "w") as tar:
+            for name, text in content.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text.encode()))
+        digest = hashlib.sha256((folder / "archive.tar").read_bytes()).hexdigest() if pinned else "0" * 64
+        source = PublishedFile("https://mirror.test/x", "x", digest, 6, "1")
+
+        @step(on="all", only="first")
+        def fetch(ctx: Context[Any]) -> None:
+            files.unpacked("assets", f"{ctx.folder}/bin/assets", source, authority="/ca.pem")
+
+        return run(fetch, folder=folder)
+
+    def there() -> set[str]:
+        return {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+
+    assert lay_down({"a/one": "1", "two": "2"}).result.ok
+    assert there() == {"a/one", "two", files.MARKER}
+    (target / "two").unlink()
+    assert lay_down({"a/one": "1", "two": "2"}).changes() == []
+    assert not lay_down({"a/one": "1"}, pinned=False).result.ok
+    assert "a/one" in there(), "a download that fails must leave what was there"
+    assert lay_down({"three": "3"}).result.ok
+    assert there() == {"three", files.MARKER}
+    assert [path.name for path in target.parent.iterdir()] == ["assets"]
 
 
 def barriers(folder: Path) -> None:

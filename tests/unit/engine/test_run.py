@@ -67,6 +67,10 @@ def test_a_download_that_fails_says_why(tmp_path: Path) -> None:
     scenario("downloads", tmp_path)
 
 
+def test_a_folder_is_replaced_by_an_archive_whole_or_not_at_all(tmp_path: Path) -> None:
+    scenario("archives", tmp_path)
+
+
 def test_steps_wait_only_for_what_they_need(tmp_path: Path) -> None:
     scenario("barriers", tmp_path)
 

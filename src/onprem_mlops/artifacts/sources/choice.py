@@ -9,6 +9,7 @@ from onprem_mlops.artifacts.catalogue import (
     Artifact,
     CSource,
     DebSource,
+    FrontendSource,
     GoSource,
     ModuleSource,
     PypiSource,
@@ -18,12 +19,12 @@ from onprem_mlops.artifacts.catalogue import (
     UpstreamImageSource,
     UrlSource,
 )
-from onprem_mlops.artifacts.sources import debian, go, image, pypi, url
+from onprem_mlops.artifacts.sources import debian, frontend, go, image, pypi, url
 from onprem_mlops.artifacts.sources.workshop import Made, Workshop
 from onprem_mlops.errors import RequestError
 
 # These compile: more than two at a time only fight for the processors.
-HEAVY = frozenset({"go", "c"})
+HEAVY = frozenset({"go", "c", "frontend"})
 
 
 def probe(artifacts: Iterable[Artifact]) -> dict[str, str]:
@@ -74,10 +75,8 @@ def produce(source: Source, shop: Workshop) -> Made:
             return url.fetch(source, shop)
         case GoSource():
             return go.build(source, shop)
-        case ModuleSource():
-            return go.take(source, shop)
-        case CSource():
-            return go.compile_c(source, shop)
+        case ModuleSource() | FrontendSource() | CSource():
+            return _from_module(source, shop)
         case DebSource():
             return debian.repository(source, shop)
         case RootfsSource():
@@ -88,3 +87,14 @@ def produce(source: Source, shop: Workshop) -> Made:
             return image.copy(source, shop)
         case RecipeSource():
             return image.make(source, shop)
+
+
+def _from_module(source: ModuleSource | FrontendSource | CSource, shop: Workshop) -> Made:
+    """What is made of a Go module's files other than its Go."""
+    match source:
+        case ModuleSource():
+            return go.take(source, shop)
+        case FrontendSource():
+            return frontend.build(source, shop)
+        case CSource():
+            return go.compile_c(source, shop)

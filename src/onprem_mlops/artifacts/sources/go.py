@@ -65,7 +65,7 @@ def _basename(package: str) -> str:
 def take(source: ModuleSource, shop: Workshop) -> Made:
     """Copy files out of a module; a folder becomes a tar."""
     go = toolchain.go(shop)
-    root = _download(shop, go, source.module, source.path)
+    root = downloaded(shop, go, source.module, source.path)
     files: dict[str, Path] = {}
     for name, inside in source.files.items():
         origin = root / inside
@@ -80,14 +80,14 @@ def take(source: ModuleSource, shop: Workshop) -> Made:
 def compile_c(source: CSource, shop: Workshop) -> Made:
     """Compile one C file of a module into a static command."""
     prerequisites.require("gcc")
-    root = _download(shop, toolchain.go(shop), source.module, source.path)
+    root = downloaded(shop, toolchain.go(shop), source.module, source.path)
     target = shop.work / source.command
     flags = [flag.replace("{version}", shop.artifact.version) for flag in source.flags]
     shop.run(["gcc", "-Os", "-Wall", "-static", "-s", *flags, "-o", str(target), str(root / source.file)])
     return Made({source.command: target}, made_with="gcc")
 
 
-def _download(shop: Workshop, go: Path, module: str, path: str) -> Path:
+def downloaded(shop: Workshop, go: Path, module: str, path: str) -> Path:
     """The folder of the module `path` at the version that the wrapper module pins."""
     listing = _output(shop, go, module, "list", "-m", "-json", path)
     if not listing.get("Dir"):

