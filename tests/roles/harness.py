@@ -2,7 +2,8 @@
 
 A case is one YAML file: which step on which node, the facts of the node, and what must come of it. The step runs as in
 a plan. After it, it runs again on a node where everything that it wrote is there, and must do nothing; and once more
-for each file below `restarts`, changed since the services started, which must restart the one named beside it.
+for each file below `restarts` or `reloads`, changed since the services started, which must restart or reload the one
+named beside it.
 
 On the second run a reading command that the case does not speak of finds all done, so a wrong `unless` is not noticed
 here. The second deploy of `tests/lab` notices it.
@@ -227,6 +228,10 @@ class Case:
 
     def site(self, folder: Path) -> Site:
         """The cases' common site with this case's own settings."""
+        return load_site(self.written(folder))
+
+    def written(self, folder: Path) -> Path:
+        """That site as an inventory."""
         yaml = YAML(typ="safe")
         written = yaml.load(Path(__file__).with_name("site.yaml"))
         written |= self.given.get("site", {})
@@ -235,7 +240,7 @@ class Case:
         key.touch(mode=0o600)
         written["ssh"]["key"] = str(key)
         yaml.dump(written, folder / "site.yaml")
-        return load_site(folder)
+        return folder
 
     def node(self) -> FakeNode:
         """The node before the step."""
@@ -314,8 +319,9 @@ def check(case: Case, folder: Path) -> None:
             assert text not in "\n".join([*change.commands, *(diff.after or "" for diff in change.diffs)])
     if expected.get("converges", True):
         _check_second_run(case, node, folder)
-    for path, purpose in expected.get("restarts", {}).items():
-        _check_restart(case, node, folder, path, purpose)
+    for kind in ("restart", "reload"):
+        for path, purpose in expected.get(f"{kind}s", {}).items():
+            _check_taken_up(kind, case, node, folder, path, purpose)
 
 
 def _check_second_run(case: Case, node: FakeNode, folder: Path) -> None:
@@ -325,8 +331,8 @@ def _check_second_run(case: Case, node: FakeNode, folder: Path) -> None:
     assert [(change.purpose, change.commands) for change in node.changes] == []
 
 
-def _check_restart(case: Case, node: FakeNode, folder: Path, path: str, purpose: str) -> None:
+def _check_taken_up(kind: str, case: Case, node: FakeNode, folder: Path, path: str, purpose: str) -> None:
     node.changed = path
     case.run(node, folder)
-    restarted = [change.purpose for change in node.changes if "systemctl restart" in change.commands[-1]]
-    assert restarted == [purpose] == [change.purpose for change in node.changes], f"{path} has changed"
+    taken_up = [change.purpose for change in node.changes if f"systemctl {kind}" in change.commands[-1]]
+    assert taken_up == [purpose] == [change.purpose for change in node.changes], f"{path} has changed"

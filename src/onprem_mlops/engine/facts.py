@@ -169,7 +169,7 @@ class Packages(Reading[dict[str, str]]):
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """A systemd unit. `started` is seconds since the epoch, 0 if it is not running."""
+    """A systemd unit. `started` and `reloaded` are seconds since the epoch, 0 if it is not running."""
 
     load: str
     active: str
@@ -177,13 +177,15 @@ class UnitState:
     stale: bool
     """Whether its unit file changed since systemd read it (needs `daemon-reload`)."""
     started: float
+    reloaded: float = 0.0
+    """When its last reload ended; the end of its start if there was none."""
 
 
 class Unit(Reading[UnitState]):
     """One systemd unit's state."""
 
     def command(self, unit: str) -> str:
-        properties = "LoadState,ActiveState,UnitFileState,NeedDaemonReload,ActiveEnterTimestamp"
+        properties = "LoadState,ActiveState,UnitFileState,NeedDaemonReload,ActiveEnterTimestamp,StateChangeTimestamp"
         # The start with microseconds, so that a file written in the same second as the start is seen as newer.
         # systemd's own NeedDaemonReload does not see a first drop-in: the newest file is compared with the last reload.
         quoted, own = shlex.quote(unit), shlex.quote(f"/etc/systemd/system/{unit}")
@@ -202,6 +204,7 @@ class Unit(Reading[UnitState]):
             enabled=values.get("UnitFileState", ""),
             stale=unread or values.get("NeedDaemonReload") == "yes",
             started=_epoch(values.get("ActiveEnterTimestamp", "")),
+            reloaded=_epoch(values.get("StateChangeTimestamp", "")),
         )
 
     @staticmethod

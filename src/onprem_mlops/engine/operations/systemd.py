@@ -13,7 +13,12 @@ from onprem_mlops.engine.operation import Command, operation
 
 @operation
 def service(
-    unit: str, *, configuration: tuple[str, ...] = (), enabled: bool = True, running: bool = True
+    unit: str,
+    *,
+    configuration: tuple[str, ...] = (),
+    reloads: tuple[str, ...] = (),
+    enabled: bool = True,
+    running: bool = True,
 ) -> Iterator[Command]:
     """A service that is enabled and runs with the configuration that is on disk.
 
@@ -21,6 +26,7 @@ def service(
         unit: its name, with suffix, e.g. `containerd.service`.
         configuration: files that it reads when it starts. If one of them, or its unit file, is newer than the
             service's start, it is restarted. A run that died between a file and its restart thus heals in the next.
+        reloads: files that it reads again when it is reloaded, which keeps its connections.
         enabled: whether it starts at boot.
         running: whether it runs now; False stops it.
     """
@@ -32,10 +38,12 @@ def service(
         yield Command(f"systemctl enable --quiet {name}")
     if not enabled and now.enabled == "enabled":
         yield Command(f"systemctl disable --quiet {name}")
-    yield from _run_state(unit, now, configuration, running)
+    yield from _run_state(unit, now, configuration, reloads, running)
 
 
-def _run_state(unit: str, now: UnitState, configuration: tuple[str, ...], running: bool) -> Iterator[Command]:
+def _run_state(
+    unit: str, now: UnitState, configuration: tuple[str, ...], reloads: tuple[str, ...], running: bool
+) -> Iterator[Command]:
     name = shlex.quote(unit)
     show = f"systemctl status --no-pager --lines=20 {name} >&2; exit 1"
     # Deploys that follow each other closely must not run into systemd's limit of starts; its count begins anew.
@@ -47,9 +55,15 @@ def _run_state(unit: str, now: UnitState, configuration: tuple[str, ...], runnin
     if now.active != "active":
         yield Command(f"{anew}; systemctl start {name} || {{ {show}; }}", timeout=300)
         return
-    changed = host.get_fact(NewestChange, paths=configuration) if configuration else 0.0
-    if now.stale or changed > now.started:
+    if now.stale or _newest(configuration) > now.started:
         yield Command(f"{anew}; systemctl restart {name} || {{ {show}; }}", timeout=300)
+    elif _newest(reloads) > max(now.started, now.reloaded):
+        yield Command(f"systemctl reload {name} || {{ {show}; }}", timeout=300)
+
+
+def _newest(paths: tuple[str, ...]) -> float:
+    """When the newest of some files changed; 0 if there are none."""
+    return float(host.get_fact(NewestChange, paths=paths)) if paths else 0.0
 
 
 @operation
