@@ -41,6 +41,7 @@ PHASE = Phase(
                 "ready": needs("kubernetes.mark"),
             },
         ),
+        Use("postgresql", here=("node.packages",)),
     ),
 )
 
