@@ -12,16 +12,18 @@ from onprem_mlops.engine.operation import Command, operation
 
 
 @operation
-def run(command: str, *, unless: str, stdin: str | None = None, timeout: int | None = 600) -> Iterator[Command]:
+def run(command: str, *, unless: str | bool, stdin: str | None = None, timeout: int | None = 600) -> Iterator[Command]:
     """Run a command unless a check says that it is already done.
 
     Args:
         command: what to run; no secrets in it, they go through `stdin`.
-        unless: a reading command; exit status 0 means that there is nothing to do.
+        unless: a reading command, whose exit status 0 means that there is nothing to do; or whether that is so, where
+            it was read before.
         stdin: text for the command's standard input; never shown.
         timeout: seconds.
     """
-    if not host.get_fact(Probe, command=unless).ok:
+    done = unless if isinstance(unless, bool) else host.get_fact(Probe, command=unless).ok
+    if not done:
         yield Command(command, stdin=stdin, timeout=timeout)
 
 
