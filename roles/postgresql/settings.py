@@ -22,7 +22,7 @@ _TAKEN = frozenset({"postgres", "template0", "template1", "public", "none", "use
 
 
 def _enough(size: int | None) -> int | None:
-    if size is not None and size < 256 << 20:
+    if size is not None and size < 512 << 20:
         raise ValueError(f"{size} bytes is too little for a database server; write a size with its unit, such as 2GiB")
     return size
 
