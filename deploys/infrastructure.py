@@ -42,6 +42,7 @@ PHASE = Phase(
             },
         ),
         Use("postgresql", here=("node.packages",)),
+        Use("object_store", here=("node.packages",)),
     ),
 )
 
