@@ -112,7 +112,7 @@ def _endpoints(ctx: Context[Settings]) -> list[str]:
 
 
 def _audit(ctx: Context[Settings]) -> None:
-    """The server can only send its audit log over HTTP: this takes it in on the loopback and hands it to the journal."""
+    """The server can only send its audit log over HTTP; this takes it in on the loopback, for the journal."""
     apt.packages("python3, for the audit log", "python3")
     server.user("user of the audit log", AUDIT_ACCOUNT, system=True)
     files.content("program of the audit log", AUDIT, ctx.render("audit.py.j2", port=AUDIT_PORT), mode="755")

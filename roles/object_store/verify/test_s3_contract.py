@@ -178,7 +178,7 @@ def test_metadata(s3: Any, bucket: str) -> None:
 
 def test_headers_of_content(s3: Any, bucket: str) -> None:
     """Encoding, language, disposition and cache control are kept."""
-    given = {"ContentEncoding": "gzip", "ContentLanguage": "de", "CacheControl": "no-store"}
+    given: dict[str, Any] = {"ContentEncoding": "gzip", "ContentLanguage": "de", "CacheControl": "no-store"}
     given["ContentDisposition"] = 'attachment; filename="a.txt"'
     _put(s3, bucket, "object", **given)
     head = s3.head_object(Bucket=bucket, Key="object")

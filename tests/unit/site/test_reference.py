@@ -22,8 +22,8 @@ def test_every_setting_is_on_it() -> None:
     text = page(find_roles())
     for role in find_roles().values():
         assert f"### `settings.{role.name}`" in text
-        for name in role.settings.model_fields:
-            assert f"| `{name}` |" in text
+        for name, field in role.settings.model_fields.items():
+            assert f"| `{field.alias or name}` |" in text
 
 
 def models(annotation: object) -> Iterator[type[BaseModel]]:
