@@ -16,7 +16,7 @@ PHASE = Phase(
             steps={
                 "packages": needs("mirror.serve"),
                 # Nothing waits for automatic updates: nodes of the cluster lay them down while its pods come up.
-                "updates": needs(here=("node.packages", "kubernetes.join", "kubernetes.mark")),
+                "updates": needs(here=("node.packages", "kubernetes.join", "kubernetes.mark", "gateway")),
             },
         ),
         Use("firewall", here=("node.packages",)),
@@ -43,6 +43,7 @@ PHASE = Phase(
         ),
         Use("postgresql", here=("node.packages",)),
         Use("object_store", here=("node.packages",)),
+        Use("gateway", after=("mirror",), here=("node.packages",)),
     ),
 )
 
