@@ -94,8 +94,11 @@ class Client:
 
 @pytest.fixture(scope="module")
 def host(site: Site, settings: Settings, nodes: Nodes) -> NodeHost:
-    """The node that serves."""
-    return nodes[settings.hosts(site)[0].name]
+    """The node that serves. NotChecked if its server does not even answer there."""
+    found = nodes[settings.hosts(site)[0].name]
+    if found.run("cd / && runuser -u postgres -- psql -XAtqc 'select 1'").rc != 0:
+        raise NotChecked(f"{found.name}: the database server does not answer", "Other checks say why.")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +196,7 @@ def test_declared_nodes_reach_it(
     name = settings.name(site)
     for node in {node.name: node for _, database in declared for node in settings.clients(site, database)}:
         said = nodes[node].run(
-            "openssl s_client -starttls postgres -connect %s:%s -verify_hostname %s -verify_return_error "
+            "timeout 10 openssl s_client -starttls postgres -connect %s:%s -verify_hostname %s -verify_return_error "
             f"-CAfile {SYSTEM_STORE} </dev/null 2>&1",
             name,
             str(settings.port),

@@ -45,7 +45,9 @@ def _run_state(
     unit: str, now: UnitState, configuration: tuple[str, ...], reloads: tuple[str, ...], running: bool
 ) -> Iterator[Command]:
     name = shlex.quote(unit)
-    show = f"systemctl status --no-pager --lines=20 {name} >&2; exit 1"
+    # The status leaves out what a service said whose restart is due: its journal holds why it ended.
+    said = f"journalctl --quiet --no-pager --output=cat --lines=12 --unit={name}"
+    show = f"{{ systemctl status --no-pager --lines=0 {name}; {said}; }} >&2; exit 1"
     # Deploys that follow each other closely must not run into systemd's limit of starts; its count begins anew.
     anew = f"systemctl reset-failed {name} 2>/dev/null"
     if not running:
