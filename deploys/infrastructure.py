@@ -44,6 +44,7 @@ PHASE = Phase(
         Use("postgresql", here=("node.packages",)),
         Use("object_store", here=("node.packages",)),
         Use("gateway", after=("mirror",), here=("node.packages",)),
+        Use("gitea", here=("node.packages",), steps={"serve": needs("postgresql", "object_store")}),
     ),
 )
 
