@@ -11,6 +11,7 @@ here. The second deploy of `tests/lab` notices it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,12 +40,15 @@ from onprem_mlops.engine.operation import RUN, Command, Outcome
 from onprem_mlops.engine.operations.files import MARKER
 from onprem_mlops.engine.operations.kubectl import Answer, ApiObject
 from onprem_mlops.engine.operations.network import ruleset_text
+from onprem_mlops.engine.operations.rest import Answer as RestAnswer
+from onprem_mlops.engine.operations.rest import Answers
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
 from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.plan import deploy_module
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site, load_site
 from onprem_mlops.site.role import Certificate, find_roles
+from onprem_mlops.site.secrets import declared
 from onprem_mlops.steps import Context, PublishedFile, steps_of
 
 ABSENT = FileState("absent")
@@ -70,7 +74,7 @@ class FakeNode:
     units: dict[str, UnitState] = field(default_factory=dict)
     probes: dict[str, str | int] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
-    """What the Kubernetes API answers, by path; other paths are not found."""
+    """What the Kubernetes API, or a service's own, answers, by path; other paths are not found."""
     changed: str = ""
     """The file that changed after the services had started."""
     settled: bool = False
@@ -93,9 +97,13 @@ class FakeNode:
             Unit: lambda unit: self.units.get(unit, Unit.default()),
             NewestChange: lambda paths: _STARTED + (1 if self.changed in paths else -1),
             Probe: self._probe,
+            Answers: lambda api, paths: {str(n): self._answer(path) for n, path in enumerate(paths)},
             ApiObject: lambda path: Answer(200, self.objects[path]) if path in self.objects else Answer(404, {}),
         }
         return readers[kind](**arguments)
+
+    def _answer(self, path: str) -> RestAnswer:
+        return RestAnswer(200, self.objects[path]) if path in self.objects else RestAnswer(404)
 
     def _probe(self, command: str) -> Probed:
         known = [part for part in self.probes if part in command]
@@ -207,8 +215,14 @@ class FakeMaterial:
 
     authority_pem = "the site's authority\n"
 
+    def __init__(self, site: Site) -> None:
+        self._keys = {at for at, secret in declared(site).items() if secret.kind == "key32"}
+
     def secret(self, role: str, name: str) -> Hidden:
-        return Hidden(f"secret-{role}-{name}")
+        text = f"secret-{role}-{name}"
+        if (role, name) in self._keys:
+            text = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        return Hidden(text)
 
     def certificate(self, role: str, node: Node, wanted: Certificate) -> IssuedCertificate:
         soon = datetime(2030, 1, 1, tzinfo=UTC)
@@ -279,7 +293,7 @@ class Case:
             settings=site.settings(self.role),
             folder=REPOSITORY / "roles" / self.role,
             artifacts=FakeStore(folder),
-            material=FakeMaterial(),
+            material=FakeMaterial(site),
             planning=True,
             site_openings={
                 node.name: tuple(one for role in site.role_settings.values() for one in role.openings(site, node))
