@@ -106,6 +106,7 @@ class Settings(RoleSettings):
 
     port: ClassVar[int] = 3000
     ssh_port: ClassVar[int] = 2222
+    """Where people find Git over SSH; through the gateway where there is one."""
     ssh_user: ClassVar[str] = "git"
     health: ClassVar[str] = "/api/healthz"
     account: ClassVar[str] = "gitea"
@@ -184,6 +185,10 @@ class Settings(RoleSettings):
         """The address that people see: through the gateway where there is one."""
         return f"https://{self.name(site)}/" if site.is_on("gateway") else f"https://{self.name(site)}:{self.port}/"
 
+    def ssh_listens(self, site: Site) -> int:
+        """Port of Git over SSH on the service's own node: the gateway may be on the same one."""
+        return 2022 if site.is_on("gateway") else self.ssh_port
+
     # --- what it declares
 
     def databases(self, site: Site) -> Iterable[Database]:
@@ -199,7 +204,7 @@ class Settings(RoleSettings):
         nodes = tuple(node.name for node in self.hosts(site))
         yield Route("git", self.port, nodes, self.health)
         yield Route("registry", self.port, nodes, self.health)
-        yield Route("git", self.ssh_port, nodes, public_port=self.ssh_port)
+        yield Route("git", self.ssh_listens(site), nodes, public_port=self.ssh_port)
 
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
         """The names that people use, unless the gateway answers at them."""
@@ -218,7 +223,7 @@ class Settings(RoleSettings):
         if node in self.hosts(site):
             who = ("nodes", "pods", "controller")
             yield Opening(self.port, who, "Gitea: web interface, Git over HTTPS, registries")
-            yield Opening(self.ssh_port, who, "Git over SSH")
+            yield Opening(self.ssh_listens(site), who, "Git over SSH")
 
     def secrets(self, site: Site) -> Iterable[Secret]:
         """Its keys, the passwords of its accounts elsewhere, and the first passwords of people."""
