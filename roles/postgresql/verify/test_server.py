@@ -233,7 +233,8 @@ def test_memory_fits(host: NodeHost, unit: str, asked: Callable[[str], list[str]
 def test_disk_has_room(host: NodeHost) -> None:
     """The databases' disk has room.
 
-    With a full disk the server lets nobody in; what it said yes to is kept. Make room at /var/lib/postgresql, or put a larger disk there.
+    With a full disk the server lets nobody in; what it said yes to is kept. Make room at /var/lib/postgresql, or put a
+    larger disk there.
     """
     line = host.lines("df -B1 --output=size,avail /var/lib/postgresql")[-1]
     size, free = (int(word) for word in line.split())
