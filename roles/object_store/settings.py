@@ -199,6 +199,17 @@ class Settings(RoleSettings):
         """MinIO and its client."""
         return ("minio", "minio-client") if self.engine == "minio" else ()
 
+    def notices(self, site: Site) -> Iterable[str]:
+        """Who looks after the engine; what a single drive is worth."""
+        if self.engine == "minio":
+            yield (
+                "MinIO's community edition is unmaintained since February 2026: nobody mends what is found in it. Keep "
+                "it behind the firewall and the gateway, and plan its successor (roles/object_store/README.md, "
+                "another engine)"
+            )
+            if len(self.drives) * len(self.hosts(site)) == 1:
+                yield "its objects lie on one drive, and are lost with it; back them up, or name four drives or more"
+
     def problems(self, site: Site) -> Iterable[Problem]:
         """Names that there are twice or not at all, a number of drives that protects nothing, half an external S3."""
         if (self.engine == "external") != (self.url is not None):

@@ -102,6 +102,8 @@ def validate(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
         return Result({"valid": False, "problems": problems}, error=error)
     roles = ", ".join(site.role_settings) or "none"
     console.print(f"Site [bold]{site.name}[/bold] is right: {len(site.nodes)} nodes; roles that are on: {roles}.")
+    for role, notice in site.notices:
+        console.print(f"[yellow]note[/yellow] [bold]{role}[/bold]: {escape(notice)}")
     return Result(
         {
             "valid": True,
@@ -109,6 +111,7 @@ def validate(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
             "site": site.name,
             "nodes": [one.name for one in site.nodes],
             "roles": list(site.role_settings),
+            "notices": [{"role": role, "message": notice} for role, notice in site.notices],
         }
     )
 

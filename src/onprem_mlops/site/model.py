@@ -303,6 +303,11 @@ class Site(Section):
         return tuple((role, one) for role, of in self.role_settings.items() for one in of.buckets(self))
 
     @property
+    def notices(self) -> tuple[tuple[str, str], ...]:
+        """What people should know of the roles that are on, each with the role's name."""
+        return tuple((role, one) for role, of in self.role_settings.items() for one in of.notices(self))
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """Names that the gateway serves."""
         return tuple(one for of in self.role_settings.values() for one in of.routes(self))

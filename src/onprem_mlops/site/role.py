@@ -192,6 +192,10 @@ class RoleSettings(BaseModel):
         """Own cross-checks of a site that is otherwise right."""
         return ()
 
+    def notices(self, site: Site) -> Iterable[str]:
+        """What people should know who run this role, though nothing is wrong: "what is so; what to do about it"."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Role:

@@ -164,6 +164,28 @@ def test_validate(plant: list[str], here: Path, capsys: pytest.CaptureFixture[st
     assert (result["valid"], result["nodes"]) == (True, NAMES)
 
 
+RISKY = """
+from onprem_mlops.roles import RoleSettings
+
+class Settings(RoleSettings):
+    \"\"\"A program that nobody looks after.\"\"\"
+
+    def notices(self, site):
+        yield f"[nobody] looks after it in {site.name}; plan its successor"
+"""
+
+
+def test_validate_shows_what_people_should_know(plant: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    role = Path("inventories/plant/roles/risky")
+    role.mkdir(parents=True)
+    (role / "settings.py").write_text(RISKY)
+    capsys.readouterr()
+    assert run(["validate", *plant, "--json", "result.json"]) == 0
+    assert "note risky: [nobody] looks after it in plant; plan its successor" in capsys.readouterr().out
+    result = json.loads(Path("result.json").read_text())
+    assert {"role": "risky", "message": "[nobody] looks after it in plant; plan its successor"} in result["notices"]
+
+
 def test_validate_prints_every_problem_at_its_place(plant: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     file = Path("inventories/plant/site.yaml")
     file.write_text(file.read_text().replace("192.0.2.21", "192.0.2.11").replace("ssh:", "shh:"))
