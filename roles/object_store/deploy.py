@@ -8,7 +8,7 @@ from onprem_mlops.engine.operations import apt, files, server, systemd
 from onprem_mlops.roles import Context, removal, step
 from onprem_mlops.site import Hidden
 from roles.object_store import contents as wanted
-from roles.object_store.settings import METRICS, STRANGER, VERIFIER, Settings, User
+from roles.object_store.settings import ADMINISTRATOR, METRICS, STRANGER, VERIFIER, Settings, User
 
 CONFIGURATION = "/etc/onprem-minio"
 ENVIRONMENT = f"{CONFIGURATION}/environment"
@@ -20,7 +20,6 @@ AUDIT_TOKEN = f"{CONFIGURATION}/audit-token"
 BINARY, MC, AUDIT = "/usr/local/bin/minio", "/usr/local/bin/mc", "/usr/local/lib/onprem-minio-audit"
 UNIT, AUDIT_UNIT = (f"/etc/systemd/system/onprem-minio{part}.service" for part in ("", "-audit"))
 ACCOUNT, AUDIT_ACCOUNT = "onprem-minio", "onprem-minio-audit"
-ADMINISTRATOR = "onprem-admin"
 AUDIT_PORT = 9002
 """On the loopback."""
 ON = ("services", "storage")

@@ -18,6 +18,8 @@ FolderPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
 VERIFIER, STRANGER, METRICS = "verify", "verify-stranger", "metrics"
 """Users beside the site's: for checks one that may do anything to buckets `verify-…` and one that may do nothing; one
 that may read metrics and nothing else."""
+ADMINISTRATOR = "onprem-admin"
+"""Who may do everything in the object store; only its own nodes hold the key."""
 RESERVED = "verify-"
 """What the names of the checks' buckets begin with."""
 

@@ -11,26 +11,20 @@ import hashlib
 import os
 import secrets
 import socket
-import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError, SSLError
 
-from onprem_mlops.site import Secrets
-from onprem_mlops.site.material import authority_file
 from onprem_mlops.verify.suite import DoesNotApply, Site
 from roles.object_store.settings import STRANGER, VERIFIER, Settings
+from roles.object_store.verify.clients import Store, emptied, opened, refusal
 
 PART = 5 << 20
 """Bytes of the smallest part of a multipart upload but the last."""
@@ -40,45 +34,23 @@ MANY = 10_000
 LISTED = "verify-many-objects"
 
 
-def _client(site: Site, settings: Settings, user: str, secret: str | None = None, **options: Any) -> Any:
-    """A client of the object store, at its address: nothing depends on this machine's name resolution."""
-    url = settings.endpoint(site)
-    host = urlsplit(url).hostname
-    address = site.names.get(host or "")
-    if address is not None:
-        url = url.replace(str(host), str(address))
-    given = {"verify": str(authority_file(site)) if settings.engine == "minio" else True, **options}
-    return boto3.client(
-        "s3",
-        endpoint_url=url,
-        aws_access_key_id=user,
-        aws_secret_access_key=secret or Secrets.of(site).get("object_store", f"user_{user}").reveal(),
-        region_name="us-east-1",
-        config=Config(
-            s3={"addressing_style": "path"},
-            # Presigned addresses would else be signed in the old way, which the newer engines do not know.
-            signature_version="s3v4",
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"max_attempts": 1},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            max_pool_connections=16,
-        ),
-        **given,
-    )
+@pytest.fixture(scope="module")
+def store(site: Site, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The object store, where people and their programs reach it."""
+    with opened(site, settings, settings.endpoint(site), tmp_path_factory.mktemp("authority")) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
-def s3(site: Site, settings: Settings) -> Any:
+def s3(store: Store) -> Any:
     """The client of the user who may do anything with buckets `verify-…`."""
-    return _client(site, settings, VERIFIER)
+    return store.client(VERIFIER)
 
 
 @pytest.fixture(scope="module")
-def stranger(site: Site, settings: Settings) -> Any:
+def stranger(store: Store) -> Any:
     """The client of the user who may do nothing."""
-    return _client(site, settings, STRANGER)
+    return store.client(STRANGER)
 
 
 @pytest.fixture
@@ -89,7 +61,7 @@ def bucket(s3: Any) -> Iterator[str]:
     try:
         yield name
     finally:
-        _remove(s3, name)
+        emptied(s3, name)
 
 
 @pytest.fixture
@@ -97,24 +69,6 @@ def versioned(s3: Any, bucket: str) -> str:
     """A fresh bucket that keeps versions."""
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     return bucket
-
-
-def _remove(s3: Any, bucket: str) -> None:
-    for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
-        s3.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
-    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
-        for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-            s3.delete_object(Bucket=bucket, Key=one["Key"], VersionId=one["VersionId"], BypassGovernanceRetention=True)
-    s3.delete_bucket(Bucket=bucket)
-
-
-def _refusal(call: Callable[[], Any]) -> tuple[int, str]:
-    """HTTP status and code with which a call is refused. AssertionError if it is not."""
-    try:
-        call()
-    except ClientError as error:
-        return error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
-    raise AssertionError("the call was answered and not refused")
 
 
 def _put(s3: Any, bucket: str, key: str, body: bytes = b"content", **more: Any) -> Any:
@@ -188,19 +142,19 @@ def test_headers_of_content(s3: Any, bucket: str) -> None:
 
 def test_missing_object(s3: Any, bucket: str) -> None:
     """An object that is not there is not found."""
-    found = _refusal(lambda: _get(s3, bucket, "absent"))
+    found = refusal(lambda: _get(s3, bucket, "absent"))
     assert found == (404, "NoSuchKey"), f"refused with {found}"
 
 
 def test_head_of_a_missing_object(s3: Any, bucket: str) -> None:
     """Nor is its head."""
-    status, _ = _refusal(lambda: s3.head_object(Bucket=bucket, Key="absent"))
+    status, _ = refusal(lambda: s3.head_object(Bucket=bucket, Key="absent"))
     assert status == 404, f"refused with {status}"
 
 
 def test_missing_bucket(s3: Any) -> None:
     """A bucket that is not there is not found."""
-    found = _refusal(lambda: _get(s3, f"verify-{secrets.token_hex(6)}", "object"))
+    found = refusal(lambda: _get(s3, f"verify-{secrets.token_hex(6)}", "object"))
     assert found == (404, "NoSuchBucket"), f"refused with {found}"
 
 
@@ -208,7 +162,7 @@ def test_delete(s3: Any, bucket: str) -> None:
     """A deleted object is gone."""
     _put(s3, bucket, "object")
     s3.delete_object(Bucket=bucket, Key="object")
-    found = _refusal(lambda: _get(s3, bucket, "object"))
+    found = refusal(lambda: _get(s3, bucket, "object"))
     assert found == (404, "NoSuchKey"), f"refused with {found}"
 
 
@@ -231,22 +185,22 @@ def test_delete_of_many(s3: Any, bucket: str) -> None:
 def test_bucket_with_objects_stays(s3: Any, bucket: str) -> None:
     """A bucket that holds objects is not deleted."""
     _put(s3, bucket, "object")
-    found = _refusal(lambda: s3.delete_bucket(Bucket=bucket))
+    found = refusal(lambda: s3.delete_bucket(Bucket=bucket))
     assert found == (409, "BucketNotEmpty"), f"refused with {found}"
 
 
 def test_bucket_that_is_there(s3: Any, bucket: str) -> None:
     """A second bucket of the same name is refused."""
-    status, code = _refusal(lambda: s3.create_bucket(Bucket=bucket))
+    status, code = refusal(lambda: s3.create_bucket(Bucket=bucket))
     assert (status, code) == (409, "BucketAlreadyOwnedByYou"), f"refused with {status} {code}"
 
 
 def test_wrong_checksum_is_refused(s3: Any, bucket: str) -> None:
     """Content that does not fit the checksum sent with it is refused, and nothing is stored."""
     wrong = base64.b64encode(hashlib.md5(b"other", usedforsecurity=False).digest()).decode()
-    status, code = _refusal(lambda: _put(s3, bucket, "object", b"content", ContentMD5=wrong))
+    status, code = refusal(lambda: _put(s3, bucket, "object", b"content", ContentMD5=wrong))
     assert (status, code) == (400, "BadDigest"), f"refused with {status} {code}"
-    assert _refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it was stored all the same"
+    assert refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it was stored all the same"
 
 
 def test_sha256_is_kept(s3: Any, bucket: str) -> None:
@@ -284,7 +238,7 @@ def test_range_from_the_end(s3: Any, bucket: str) -> None:
 def test_range_outside(s3: Any, bucket: str) -> None:
     """A range behind the end is refused."""
     _put(s3, bucket, "object", b"0123456789")
-    status, code = _refusal(lambda: _get(s3, bucket, "object", Range="bytes=20-30"))
+    status, code = refusal(lambda: _get(s3, bucket, "object", Range="bytes=20-30"))
     assert (status, code) == (416, "InvalidRange"), f"refused with {status} {code}"
 
 
@@ -295,14 +249,14 @@ def test_get_if_match(s3: Any, bucket: str) -> None:
     """A get with the right tag is answered, with a wrong one refused."""
     tag = _put(s3, bucket, "object")["ETag"]
     assert _get(s3, bucket, "object", IfMatch=tag) == b"content", "another content"
-    status, _ = _refusal(lambda: _get(s3, bucket, "object", IfMatch='"0123456789abcdef"'))
+    status, _ = refusal(lambda: _get(s3, bucket, "object", IfMatch='"0123456789abcdef"'))
     assert status == 412, f"refused with {status}"
 
 
 def test_get_if_none_match(s3: Any, bucket: str) -> None:
     """What the client has already is not sent again."""
     tag = _put(s3, bucket, "object")["ETag"]
-    status, _ = _refusal(lambda: _get(s3, bucket, "object", IfNoneMatch=tag))
+    status, _ = refusal(lambda: _get(s3, bucket, "object", IfNoneMatch=tag))
     assert status == 304, f"answered with {status}"
 
 
@@ -310,14 +264,14 @@ def test_get_if_modified_since(s3: Any, bucket: str) -> None:
     """What was not changed since a time is not sent again."""
     _put(s3, bucket, "object")
     later = datetime.now(UTC) + timedelta(minutes=5)
-    status, _ = _refusal(lambda: _get(s3, bucket, "object", IfModifiedSince=later - timedelta(minutes=4, seconds=58)))
+    status, _ = refusal(lambda: _get(s3, bucket, "object", IfModifiedSince=later - timedelta(minutes=4, seconds=58)))
     assert status == 304, f"answered with {status}"
 
 
 def test_put_if_absent(s3: Any, bucket: str) -> None:
     """A put that must make a new object does not replace one."""
     _put(s3, bucket, "object", b"first", IfNoneMatch="*")
-    status, _ = _refusal(lambda: _put(s3, bucket, "object", b"second", IfNoneMatch="*"))
+    status, _ = refusal(lambda: _put(s3, bucket, "object", b"second", IfNoneMatch="*"))
     assert status == 412, f"refused with {status}"
     assert _get(s3, bucket, "object") == b"first", "it was replaced all the same"
 
@@ -326,7 +280,7 @@ def test_put_if_match(s3: Any, bucket: str) -> None:
     """A put that must replace a certain version replaces no other."""
     tag = _put(s3, bucket, "object", b"first")["ETag"]
     _put(s3, bucket, "object", b"second", IfMatch=tag)
-    status, _ = _refusal(lambda: _put(s3, bucket, "object", b"third", IfMatch=tag))
+    status, _ = refusal(lambda: _put(s3, bucket, "object", b"third", IfMatch=tag))
     assert status == 412, f"refused with {status}"
 
 
@@ -367,7 +321,7 @@ def test_multipart(s3: Any, bucket: str) -> None:
     first, last = os.urandom(PART), os.urandom(1000)
     upload = _begin(s3, bucket)
     parts = [_part(s3, bucket, upload, 1, first), _part(s3, bucket, upload, 2, last)]
-    assert _refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there before it is complete"
+    assert refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there before it is complete"
     tag = _complete(s3, bucket, upload, parts)["ETag"].strip('"')
     assert _get(s3, bucket, "object") == first + last, "another content comes back"
     assert tag.endswith("-2"), f"the tag does not tell its parts: {tag}"
@@ -405,9 +359,9 @@ def test_multipart_abort(s3: Any, bucket: str) -> None:
     upload = _begin(s3, bucket)
     _part(s3, bucket, upload, 1, b"content")
     s3.abort_multipart_upload(Bucket=bucket, Key="object", UploadId=upload)
-    status, code = _refusal(lambda: s3.list_parts(Bucket=bucket, Key="object", UploadId=upload))
+    status, code = refusal(lambda: s3.list_parts(Bucket=bucket, Key="object", UploadId=upload))
     assert (status, code) == (404, "NoSuchUpload"), f"refused with {status} {code}"
-    assert _refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there"
+    assert refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there"
 
 
 def test_multipart_with_a_part_that_never_came(s3: Any, bucket: str) -> None:
@@ -415,7 +369,7 @@ def test_multipart_with_a_part_that_never_came(s3: Any, bucket: str) -> None:
     upload = _begin(s3, bucket)
     came = _part(s3, bucket, upload, 1, b"content")
     missing = {"PartNumber": 2, "ETag": came["ETag"]}
-    status, code = _refusal(lambda: _complete(s3, bucket, upload, [came, missing]))
+    status, code = refusal(lambda: _complete(s3, bucket, upload, [came, missing]))
     assert (status, code) == (400, "InvalidPart"), f"refused with {status} {code}"
 
 
@@ -423,7 +377,7 @@ def test_multipart_in_wrong_order(s3: Any, bucket: str) -> None:
     """An upload is not completed with its parts listed in the wrong order."""
     upload = _begin(s3, bucket)
     parts = [_part(s3, bucket, upload, number, os.urandom(PART)) for number in (1, 2)]
-    status, code = _refusal(lambda: _complete(s3, bucket, upload, parts[::-1]))
+    status, code = refusal(lambda: _complete(s3, bucket, upload, parts[::-1]))
     assert (status, code) == (400, "InvalidPartOrder"), f"refused with {status} {code}"
 
 
@@ -431,7 +385,7 @@ def test_multipart_with_small_parts(s3: Any, bucket: str) -> None:
     """Parts below 5 MiB, but the last, are refused."""
     upload = _begin(s3, bucket)
     parts = [_part(s3, bucket, upload, number, b"small") for number in (1, 2)]
-    status, code = _refusal(lambda: _complete(s3, bucket, upload, parts))
+    status, code = refusal(lambda: _complete(s3, bucket, upload, parts))
     assert (status, code) == (400, "EntityTooSmall"), f"refused with {status} {code}"
 
 
@@ -450,56 +404,45 @@ def test_multipart_copy(s3: Any, bucket: str) -> None:
 # Presigned addresses
 
 
-def _fetch(site: Site, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Ask as somebody without keys, with nothing but the address."""
-    trusted = ssl.create_default_context(cafile=str(authority_file(site)))
-    request = urllib.request.Request(url, data=body, method="GET" if body is None else "PUT")
-    try:
-        with urllib.request.urlopen(request, context=trusted, timeout=10) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
 def _signed(s3: Any, action: str, bucket: str, seconds: int = 60) -> str:
     url: str = s3.generate_presigned_url(action, Params={"Bucket": bucket, "Key": "object"}, ExpiresIn=seconds)
     return url
 
 
-def test_presigned_get(s3: Any, site: Site, bucket: str) -> None:
+def test_presigned_get(s3: Any, store: Store, bucket: str) -> None:
     """Who has a signed address gets the object without keys."""
     _put(s3, bucket, "object")
-    found = _fetch(site, _signed(s3, "get_object", bucket))
+    found = store.fetch(_signed(s3, "get_object", bucket))
     assert found == (200, b"content"), f"answered with {found[0]}"
 
 
-def test_presigned_put(s3: Any, site: Site, bucket: str) -> None:
+def test_presigned_put(s3: Any, store: Store, bucket: str) -> None:
     """Who has an address signed for it puts an object without keys."""
-    status, _ = _fetch(site, _signed(s3, "put_object", bucket), b"handed in")
+    status, _ = store.fetch(_signed(s3, "put_object", bucket), b"handed in")
     assert status == 200, f"answered with {status}"
     assert _get(s3, bucket, "object") == b"handed in", "another content comes back"
 
 
-def test_presigned_for_something_else(s3: Any, site: Site, bucket: str) -> None:
+def test_presigned_for_something_else(s3: Any, store: Store, bucket: str) -> None:
     """An address that is signed to get does not put."""
-    status, _ = _fetch(site, _signed(s3, "get_object", bucket), b"slipped in")
+    status, _ = store.fetch(_signed(s3, "get_object", bucket), b"slipped in")
     assert status == 403, f"answered with {status}"
 
 
-def test_presigned_too_late(s3: Any, site: Site, bucket: str) -> None:
+def test_presigned_too_late(s3: Any, store: Store, bucket: str) -> None:
     """A signed address ends when it says."""
     _put(s3, bucket, "object")
     url = _signed(s3, "get_object", bucket, 1)
     time.sleep(2.2)
-    status, _ = _fetch(site, url)
+    status, _ = store.fetch(url)
     assert status == 403, f"answered with {status}"
 
 
-def test_presigned_and_changed(s3: Any, site: Site, bucket: str) -> None:
+def test_presigned_and_changed(s3: Any, store: Store, bucket: str) -> None:
     """A signed address that was changed is refused."""
     _put(s3, bucket, "object")
     _put(s3, bucket, "other")
-    status, _ = _fetch(site, _signed(s3, "get_object", bucket).replace("/object?", "/other?"))
+    status, _ = store.fetch(_signed(s3, "get_object", bucket).replace("/object?", "/other?"))
     assert status == 403, f"answered with {status}"
 
 
@@ -527,7 +470,7 @@ def test_delete_marker(s3: Any, versioned: str) -> None:
     _put(s3, versioned, "object")
     marker = s3.delete_object(Bucket=versioned, Key="object")
     assert marker.get("DeleteMarker") is True, f"no marker: {marker}"
-    assert _refusal(lambda: _get(s3, versioned, "object"))[0] == 404, "it is still got"
+    assert refusal(lambda: _get(s3, versioned, "object"))[0] == 404, "it is still got"
     s3.delete_object(Bucket=versioned, Key="object", VersionId=marker["VersionId"])
     assert _get(s3, versioned, "object") == b"content", "another content comes back"
 
@@ -560,11 +503,11 @@ def test_object_lock(s3: Any) -> None:
     try:
         until = datetime.now(UTC) + timedelta(hours=1)
         version = _put(s3, name, "object", ObjectLockMode="GOVERNANCE", ObjectLockRetainUntilDate=until)["VersionId"]
-        status, _ = _refusal(lambda: s3.delete_object(Bucket=name, Key="object", VersionId=version))
+        status, _ = refusal(lambda: s3.delete_object(Bucket=name, Key="object", VersionId=version))
         assert status in (400, 403), f"refused with {status}"
         assert _get(s3, name, "object", VersionId=version) == b"content", "it is gone all the same"
     finally:
-        _remove(s3, name)
+        emptied(s3, name)
 
 
 # Listing
@@ -723,7 +666,7 @@ def test_lifecycle_is_kept(s3: Any, bucket: str) -> None:
 def test_stranger_lists_nothing(s3: Any, stranger: Any, bucket: str) -> None:
     """A user without rights does not list a bucket."""
     s3.list_objects_v2(Bucket=bucket)
-    found = _refusal(lambda: stranger.list_objects_v2(Bucket=bucket))
+    found = refusal(lambda: stranger.list_objects_v2(Bucket=bucket))
     assert found == (403, "AccessDenied"), f"refused with {found}"
 
 
@@ -731,28 +674,28 @@ def test_stranger_reads_nothing(s3: Any, stranger: Any, bucket: str) -> None:
     """A user without rights does not read an object, nor learn that there is one."""
     _put(s3, bucket, "object")
     for key in ("object", "absent"):
-        found = _refusal(lambda key=key: _get(stranger, bucket, key))  # type: ignore[misc]
+        found = refusal(lambda key=key: _get(stranger, bucket, key))  # type: ignore[misc]
         assert found == (403, "AccessDenied"), f"{key}: refused with {found}"
 
 
 def test_stranger_writes_nothing(s3: Any, stranger: Any, bucket: str) -> None:
     """A user without rights does not write."""
-    found = _refusal(lambda: _put(stranger, bucket, "object"))
+    found = refusal(lambda: _put(stranger, bucket, "object"))
     assert found == (403, "AccessDenied"), f"refused with {found}"
-    assert _refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there all the same"
+    assert refusal(lambda: _get(s3, bucket, "object"))[0] == 404, "it is there all the same"
 
 
 def test_stranger_deletes_nothing(s3: Any, stranger: Any, bucket: str) -> None:
     """A user without rights does not delete."""
     _put(s3, bucket, "object")
-    found = _refusal(lambda: stranger.delete_object(Bucket=bucket, Key="object"))
+    found = refusal(lambda: stranger.delete_object(Bucket=bucket, Key="object"))
     assert found == (403, "AccessDenied"), f"refused with {found}"
     assert _get(s3, bucket, "object") == b"content", "it is gone all the same"
 
 
 def test_stranger_makes_no_bucket(stranger: Any) -> None:
     """A user without rights makes no bucket."""
-    found = _refusal(lambda: stranger.create_bucket(Bucket=f"verify-{secrets.token_hex(6)}"))
+    found = refusal(lambda: stranger.create_bucket(Bucket=f"verify-{secrets.token_hex(6)}"))
     assert found == (403, "AccessDenied"), f"refused with {found}"
 
 
@@ -768,57 +711,56 @@ def test_stranger_sees_no_buckets(s3: Any, stranger: Any, bucket: str) -> None:
 
 def test_rights_end_at_the_name(s3: Any) -> None:
     """A right to some buckets is none to others."""
-    found = _refusal(lambda: s3.create_bucket(Bucket=f"other-{secrets.token_hex(6)}"))
+    found = refusal(lambda: s3.create_bucket(Bucket=f"other-{secrets.token_hex(6)}"))
     assert found == (403, "AccessDenied"), f"refused with {found}"
 
 
-def test_nobody_gets_nothing(s3: Any, site: Site, bucket: str) -> None:
+def test_nobody_gets_nothing(s3: Any, store: Store, bucket: str) -> None:
     """Who has no keys and no signed address gets nothing."""
     _put(s3, bucket, "object")
-    status, _ = _fetch(site, _signed(s3, "get_object", bucket).partition("?")[0])
+    status, _ = store.fetch(_signed(s3, "get_object", bucket).partition("?")[0])
     assert status == 403, f"answered with {status}"
 
 
-def test_wrong_secret(site: Site, settings: Settings, bucket: str) -> None:
+def test_wrong_secret(store: Store, bucket: str) -> None:
     """A request that is signed with a wrong secret is refused."""
-    client = _client(site, settings, VERIFIER, "wrong" * 8)
-    found = _refusal(lambda: client.list_objects_v2(Bucket=bucket))
+    client = store.client(VERIFIER, "wrong" * 8)
+    found = refusal(lambda: client.list_objects_v2(Bucket=bucket))
     assert found == (403, "SignatureDoesNotMatch"), f"refused with {found}"
 
 
-def test_unknown_user(site: Site, settings: Settings, bucket: str) -> None:
+def test_unknown_user(store: Store, bucket: str) -> None:
     """A user that there is not is refused."""
-    client = _client(site, settings, f"nobody-{secrets.token_hex(3)}", "wrong" * 8)
-    found = _refusal(lambda: client.list_objects_v2(Bucket=bucket))
+    client = store.client(f"nobody-{secrets.token_hex(3)}", "wrong" * 8)
+    found = refusal(lambda: client.list_objects_v2(Bucket=bucket))
     assert found == (403, "InvalidAccessKeyId"), f"refused with {found}"
 
 
-def test_clock_that_is_wrong(site: Site, settings: Settings, bucket: str) -> None:
+def test_clock_that_is_wrong(store: Store, bucket: str) -> None:
     """A request from a clock that is an hour late is refused: it may have been recorded."""
-    client = _client(site, settings, VERIFIER)
+    client = store.client(VERIFIER)
     late = datetime.now(UTC) - timedelta(hours=1)
     with patch("botocore.auth.get_current_datetime", return_value=late.replace(tzinfo=None)):
-        found = _refusal(lambda: client.list_objects_v2(Bucket=bucket))
+        found = refusal(lambda: client.list_objects_v2(Bucket=bucket))
     assert found == (403, "RequestTimeTooSkewed"), f"refused with {found}"
 
 
 # TLS
 
 
-def test_without_the_authority(site: Site, settings: Settings) -> None:
+def test_without_the_authority(store: Store) -> None:
     """A client that does not trust the site's authority does not connect."""
-    if settings.engine == "external":
-        raise DoesNotApply("the company's S3 has a certificate of its own")
-    client = _client(site, settings, VERIFIER, verify=True)
+    if store.authority is None:
+        raise DoesNotApply("its certificate is from a public authority")
+    client = store.client(VERIFIER, verify=True)
     with pytest.raises(SSLError):
         client.list_buckets()
 
 
-def test_without_tls(site: Site, settings: Settings) -> None:
+def test_without_tls(store: Store) -> None:
     """Nothing is answered without TLS."""
-    at = urlsplit(settings.endpoint(site))
-    address = str(site.names.get(at.hostname or "", at.hostname))
-    with socket.create_connection((address, at.port or 443), 5) as plain:
+    at = urlsplit(store.url)
+    with socket.create_connection((str(at.hostname), at.port or 443), 5) as plain:
         plain.sendall(b"GET /minio/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         plain.settimeout(5)
         try:
