@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from onprem_mlops.engine.operations import apt, files, server, shell, systemd
 from onprem_mlops.roles import Context, removal, step
 from roles.gateway.settings import Settings
@@ -29,19 +31,21 @@ def gateway(ctx: Context[Settings]) -> None:
         files.link("HAProxy's own service never starts", PACKAGES_MASK, "/dev/null")
     apt.packages("HAProxy and curl", "haproxy", "curl")
     server.user("user of the gateway", USER, system=True)
-    _configuration(ctx)
-    systemd.service(
-        "gateway with this configuration",
-        UNIT_NAME,
-        configuration=(UNIT, BINARY),
-        reloads=(HAPROXY, CHAIN, KEY, ctx.settings_of("node").authority_path),
+    digest = _configuration(ctx)
+    systemd.service("gateway", UNIT_NAME, configuration=(UNIT, BINARY))
+    health = f"http://127.0.0.1:{ctx.settings.metrics_port}/healthz"
+    current = f"curl -fsS {health} | grep -qx {digest}"
+    # It says itself what it runs with: a reload that failed, or never came to be, is made by the next deploy.
+    shell.run(
+        "gateway with these names and certificates",
+        f"systemctl reload {UNIT_NAME}",
+        unless=f"! systemctl -q is-active {UNIT_NAME} || {current}",
     )
-    health = f"curl -fsS -o /dev/null http://127.0.0.1:{ctx.settings.metrics_port}/healthz"
     shell.wait(
-        "the gateway answers",
-        health,
+        "the gateway answers with them",
+        current,
         seconds=30,
-        otherwise=f"systemctl status --no-pager --lines=10 {UNIT_NAME}; {health}",
+        otherwise=f"systemctl status --no-pager --lines=10 {UNIT_NAME}; curl -sS {health}",
     )
 
 
@@ -63,19 +67,23 @@ def _shares_haproxy(ctx: Context[Settings]) -> bool:
     return ctx.site.is_on("kubernetes") and "control_plane" in ctx.node.groups
 
 
-def _configuration(ctx: Context[Settings]) -> None:
+def _configuration(ctx: Context[Settings]) -> str:
+    """All files of the gateway; a digest of what it reads, which it then tells as its health."""
     certificate = ctx.certificate("gateway")
     files.directory("configuration of the gateway", CONFIGURATION)
     files.content("certificate of the gateway", CHAIN, certificate.chain_pem)
     files.content("key of the gateway", KEY, certificate.key_pem, mode="640", group=USER)
-    text = ctx.render(
-        "haproxy.cfg.j2",
-        chain=CHAIN,
-        authority=ctx.settings_of("node").authority_path,
-        web=ctx.settings.web(ctx.site),
-        passed_through=ctx.settings.passed_through(ctx.site),
-        nodes={node.name: node for node in ctx.site.nodes},
-    )
+    values = {
+        "chain": CHAIN,
+        "authority": ctx.settings_of("node").authority_path,
+        "web": ctx.settings.web(ctx.site),
+        "passed_through": ctx.settings.passed_through(ctx.site),
+        "nodes": {node.name: node for node in ctx.site.nodes},
+    }
+    plain = ctx.render("haproxy.cfg.j2", digest="", **values)
+    digest = hashlib.sha256(f"{plain}{certificate.chain_pem}{ctx.authority_pem}".encode()).hexdigest()
+    text = ctx.render("haproxy.cfg.j2", digest=digest, **values)
     files.content("names and services of the gateway", HAPROXY, text, check=f"{BINARY} -c -q -f {{}}")
     unit = ctx.render("onprem-gateway.service.j2", binary=BINARY, configuration=HAPROXY, user=USER)
     files.content("unit of the gateway", UNIT, unit)
+    return digest

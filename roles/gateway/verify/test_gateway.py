@@ -275,9 +275,11 @@ def test_ports(site: Site, settings: Settings, gateways: list[NodeHost]) -> None
 
 
 def test_health_and_figures(settings: Settings, gateways: list[NodeHost]) -> None:
-    """The gateway says on its loopback that it is well, and what it counts."""
+    """The gateway runs with the configuration that lies on its node, and says what it counts."""
     for gateway in gateways:
         base = f"http://127.0.0.1:{settings.metrics_port}"
-        assert gateway.check_output(f"curl -fsS --max-time 5 {base}/healthz") == "ok", f"{gateway.name}: not well"
+        running = gateway.check_output(f"curl -fsS --max-time 5 {base}/healthz")
+        written = gateway.check_output("cat /etc/onprem-gateway/haproxy.cfg")
+        assert running and running in written, f"{gateway.name}: it runs with another configuration than it was given"
         counted = gateway.check_output(f"curl -fsS --max-time 5 {base}/metrics | grep -c ^haproxy_")
         assert int(counted) > 100, f"{gateway.name}: /metrics holds {counted} figures"
