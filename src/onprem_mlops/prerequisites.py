@@ -14,7 +14,10 @@ from onprem_mlops.errors import RequestError
 _PACKAGES = {
     "apt-ftparchive": "apt-utils",
     "apt-get": "apt",
+    "chromium": "chromium",
     "gcc": "gcc libc6-dev",
+    "git": "git",
+    "git-lfs": "git-lfs",
     "ip": "iproute2",
     "iptables": "iptables",
     "mmdebstrap": "mmdebstrap",

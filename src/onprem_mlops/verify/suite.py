@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from onprem_mlops.site import Node, Site
 from onprem_mlops.verify.backend import NodeHost
+from onprem_mlops.verify.browser import Page, browser
 from onprem_mlops.verify.cluster import Cluster, Ran, namespace, until
 from onprem_mlops.verify.controller import Controller, Response, Served
 from onprem_mlops.verify.nodes import Nodes
 from onprem_mlops.verify.outcomes import DoesNotApply, NotChecked
 from onprem_mlops.verify.ports import Answer, Listener, Target, listener_on, listeners, scan_from, udp_answer_from
+from onprem_mlops.verify.proxy import site_proxy
 
 __all__ = [
     "Answer",
@@ -31,15 +33,18 @@ __all__ = [
     "NodeHost",
     "Nodes",
     "NotChecked",
+    "Page",
     "Ran",
     "Response",
     "Served",
     "Site",
     "Target",
+    "browser",
     "listener_on",
     "listeners",
     "namespace",
     "scan_from",
+    "site_proxy",
     "udp_answer_from",
     "until",
 ]

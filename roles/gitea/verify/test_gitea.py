@@ -1,0 +1,567 @@
+"""Gitea as its users find it: Git over HTTPS and SSH, LFS, registries, the web page; and that strangers get nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import secrets
+import shlex
+import ssl
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from onprem_mlops import prerequisites
+from onprem_mlops.artifacts import Store
+from onprem_mlops.artifacts.sources.toolchain import pip
+from onprem_mlops.errors import MlopsError, RequestError
+from onprem_mlops.site.secrets import Secrets
+from onprem_mlops.verify.suite import (
+    Controller,
+    DoesNotApply,
+    NodeHost,
+    Nodes,
+    NotChecked,
+    Response,
+    Site,
+    browser,
+    listeners,
+    site_proxy,
+    until,
+)
+from roles.gitea.settings import Settings
+
+LEAST_DAYS_LEFT = 30
+"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
+
+SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
+KNOWN_HOSTS = "git_known_hosts"
+CLIENT_SECONDS = 50
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody who exists while the checks run, with a token for Git and packages and a key for SSH."""
+
+    name: str
+    token: str = field(repr=False)
+    key: Path
+
+
+@dataclass(frozen=True)
+class Service:
+    """Gitea, asked by its administrator from its own node."""
+
+    host: NodeHost
+    settings: Settings
+    site: Site
+
+    @property
+    def url(self) -> str:
+        """Where people find it, without the final slash."""
+        return self.settings.root_url(self.site).rstrip("/")
+
+    def ask(self, method: str, path: str, body: object = None, login: str = "") -> Any:
+        """One request to its API; as `login` (name:password), else as its administrator."""
+        api = f"{self.settings.endpoint(self.site)}/api/v1{path}"
+        who = "--config -" if login else f"--header @{self.settings.token_header}"
+        told = f'user = "{login}"\n' if login else ""
+        text = json.dumps(json.dumps(body)) if body is not None else ""
+        config = f"{told}{f'data = {text}' if text else ''}\n"
+        done = self.host.feed(
+            f"curl -sS --fail-with-body --max-time 20 --cacert {SYSTEM_STORE} -X {method} "
+            f"-H 'Content-Type: application/json' {who if login else who + ' --config -'} {shlex.quote(api)}",
+            config,
+        )
+        assert done.rc == 0, f"{self.host.name}: {method} {path}: {done.stdout[-300:]} {done.stderr[-200:]}"
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+
+@pytest.fixture(scope="module")
+def service(site: Site, settings: Settings, nodes: Nodes) -> Service:
+    """Gitea with its administrator's token. NotChecked if it does not even answer on its own node."""
+    found = Service(nodes[settings.hosts(site)[0].name], settings, site)
+    health = f"curl -fsS --max-time 10 --cacert {SYSTEM_STORE} {settings.endpoint(site)}{settings.health}"
+    if found.host.run(health).rc != 0:
+        raise NotChecked(f"{found.host.name}: Gitea does not answer", "Other checks say why.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def account(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    """An account of its own, which goes with all that it made."""
+    name, password = f"verify-{secrets.token_hex(4)}", secrets.token_urlsafe(24)
+    folder = tmp_path_factory.mktemp("account")
+    key = Ed25519PrivateKey.generate()
+    private = folder / "key"
+    private.touch(0o600)
+    openssh = serialization.PrivateFormat.OpenSSH
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    person = {"username": name, "email": f"{name}@{service.site.domain}", "password": password}
+    service.ask("POST", "/admin/users", {**person, "must_change_password": False})
+    try:
+        service.ask("POST", f"/admin/users/{name}/keys", {"title": "verify", "key": public})
+        wanted = {"name": "verify", "scopes": ["write:repository", "write:package", "write:user"]}
+        token = service.ask("POST", f"/users/{name}/tokens", wanted, login=f"{name}:{password}")["sha1"]
+        yield Account(name, token, private)
+    finally:
+        service.ask("DELETE", f"/admin/users/{name}?purge=true")
+
+
+@pytest.fixture(scope="module")
+def environment(controller: Controller, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """What clients on this machine run with: the site's names and its authority, and none of its owner's settings."""
+    home = str(tmp_path_factory.mktemp("home"))
+    authority = str(controller.authority)
+    trust = ("GIT_SSL_CAINFO", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+    with site_proxy(controller) as proxy:
+        yield {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_AUTHOR_NAME": "verify",
+            "GIT_AUTHOR_EMAIL": "verify@example.com",
+            "GIT_COMMITTER_NAME": "verify",
+            "GIT_COMMITTER_EMAIL": "verify@example.com",
+            "PIP_CONFIG_FILE": os.devnull,
+            **dict.fromkeys(trust, authority),
+            **proxy,
+        }
+
+
+def run(
+    environment: Mapping[str, str], *words: str, cwd: Path | None = None, given: str | None = None, well: bool = True
+) -> str:
+    """All that a client on this machine says. AssertionError if it fails, or, with `well` off, if it does not."""
+    done = subprocess.run(
+        words, cwd=cwd, env=dict(environment), input=given, capture_output=True, text=True, timeout=CLIENT_SECONDS
+    )
+    said = (done.stdout + done.stderr).strip()
+    shown = " ".join(words[:4])
+    assert (done.returncode == 0) == well, f"`{shown} …` ended with {done.returncode}: {said[-400:]}"
+    return said
+
+
+def with_token(environment: Mapping[str, str], account: Account) -> dict[str, str]:
+    """The environment of a git that answers with the account's token, which is no argument of a process."""
+    helper = '!f() { echo "username=$VERIFY_NAME"; echo "password=$VERIFY_TOKEN"; }; f'
+    return {
+        **environment,
+        "VERIFY_NAME": account.name,
+        "VERIFY_TOKEN": account.token,
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "credential.helper",
+        "GIT_CONFIG_VALUE_0": helper,
+    }
+
+
+def over_ssh(
+    environment: Mapping[str, str], site: Site, settings: Settings, account: Account, known: Path
+) -> dict[str, str]:
+    """The environment of a git that comes with the account's key and believes one host key."""
+    options = {
+        "IdentityFile": str(account.key),
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": str(known),
+        "GlobalKnownHostsFile": os.devnull,
+        "StrictHostKeyChecking": "yes",
+        "HostName": str(site.names[settings.name(site)]),
+        "HostKeyAlias": f"[{settings.name(site)}]:{settings.ssh_port}",
+    }
+    words = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+    return {**environment, "GIT_SSH_COMMAND": shlex.join(["ssh", "-F", os.devnull, *words])}
+
+
+@pytest.fixture
+def repository(service: Service, account: Account) -> Iterator[str]:
+    """Path of a private repository of the account, with nothing in it."""
+    name = f"r{secrets.token_hex(4)}"
+    service.ask("POST", f"/admin/users/{account.name}/repos", {"name": name, "private": True})
+    yield f"{account.name}/{name}"
+    service.ask("DELETE", f"/repos/{account.name}/{name}")
+
+
+def pushed_and_cloned(environment: Mapping[str, str], remote: str, folder: Path) -> None:
+    """A commit goes there and comes back with a clone, bit by bit."""
+    first, again = folder / "first", folder / "again"
+    content = secrets.token_hex(2000)
+    run(environment, "git", "init", "-q", "-b", "main", str(first))
+    (first / "file").write_text(content)
+    run(environment, "git", "add", "file", cwd=first)
+    run(environment, "git", "commit", "-q", "-m", "first", cwd=first)
+    run(environment, "git", "push", "-q", remote, "main", cwd=first)
+    run(environment, "git", "clone", "-q", remote, str(again))
+    assert (again / "file").read_text() == content, f"{remote}: what was cloned is not what was pushed"
+
+
+# --- what is served, and to whom
+
+
+def test_certificate(site: Site, settings: Settings, controller: Controller, service: Service) -> None:
+    """Gitea's own certificate is signed by the site's authority, has its names, and is good for weeks.
+
+    `./mlops deploy --role gitea` renews a certificate that is due.
+    """
+    for name in (settings.name(site), settings.registry(site), site.full_name(service.host.site_node)):
+        try:
+            served = controller.handshake(service.host.address, settings.port, name)
+        except ssl.SSLError as error:
+            raise AssertionError(f"{service.host.name}: a client refuses {name}: {error}") from None
+    left = served.certificate.not_valid_after_utc - datetime.now(UTC)
+    assert left > timedelta(days=LEAST_DAYS_LEFT), f"{service.host.name}: the certificate ends in {left.days} days"
+
+
+def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, service: Service) -> None:
+    """TLS 1.1 and older is refused by Gitea itself."""
+    try:
+        served = controller.handshake(
+            service.host.address, settings.port, settings.name(site), highest=ssl.TLSVersion.TLSv1_1
+        )
+    except ssl.SSLError as error:
+        # The server's own words; a refusal by this side would prove nothing.
+        assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
+            f"{service.host.name}: TLS 1.1 failed, but not because Gitea refused it: {error}"
+        )
+    else:
+        raise AssertionError(f"{service.host.name}: Gitea speaks {served.version}")
+
+
+def test_nobody_can_register(service: Service, controller: Controller) -> None:
+    """A stranger cannot make an account."""
+    name = f"verify-{secrets.token_hex(4)}"
+    form = f"user_name={name}&email={name}@example.com&password=Verify-12345678&retype=Verify-12345678"
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = controller.request("POST", f"{service.url}/user/sign_up", headers=headers, body=form.encode())
+    there = service.ask("GET", f"/users/search?q={name}")["data"]
+    assert not there, f"{service.url}: somebody registered as {name} (HTTP {answer.status})"
+    assert answer.status in (403, 404), f"{service.url}/user/sign_up answers HTTP {answer.status}"
+
+
+def test_private_repository_is_not_there_for_strangers(
+    service: Service, controller: Controller, repository: str, account: Account, environment: Mapping[str, str]
+) -> None:
+    """Without a login a private repository is not found, neither as a page nor by Git nor through the API."""
+    # The control: it is there for who may see it.
+    run(with_token(environment, account), "git", "ls-remote", f"{service.url}/{repository}.git")
+    for path in (f"/{repository}", f"/api/v1/repos/{repository}"):
+        answer = controller.get(f"{service.url}{path}")
+        assert answer.status == 404, f"{service.url}{path} without a login: HTTP {answer.status}"
+    answer = controller.get(f"{service.url}/{repository}.git/info/refs?service=git-upload-pack")
+    assert answer.status in (401, 404), f"Git without a login: HTTP {answer.status}"
+
+
+def test_second_factor_is_asked_for(
+    service: Service, settings: Settings, controller: Controller, repository: str, account: Account
+) -> None:
+    """Somebody without a second factor sees no repository through the API, not even an own one.
+
+    `two_factor: optional` in the site file says that this is wanted otherwise.
+    """
+    answer = controller.get(f"{service.url}/api/v1/repos/{repository}", authorization=f"token {account.token}")
+    wanted = 404 if settings.two_factor == "enforced" else 200
+    assert answer.status == wanted, f"{repository} for an account without a second factor: HTTP {answer.status}"
+
+
+def test_first_passwords_are_not_kept(service: Service, settings: Settings, site: Site, controller: Controller) -> None:
+    """Nobody goes on with the first password, which is in the site's secrets: with it one can only choose another."""
+    if not settings.people:
+        raise DoesNotApply("the site file names no people")
+    try:
+        shown = Secrets.of(site).show().get("gitea", {})
+    except MlopsError as error:
+        raise NotChecked(f"the site's secrets cannot be read here: {error.message}", error.advice) from None
+    for name in settings.people:
+        first = shown[f"first_password_{name}"].reveal()
+        basic = base64.b64encode(f"{name}:{first}".encode()).decode()
+        answer = controller.get(f"{service.url}/api/v1/user", authorization=f"Basic {basic}")
+        assert answer.status in (401, 403), f"{name} still uses the first password: HTTP {answer.status}"
+
+
+def test_metrics_are_not_for_everybody(service: Service, controller: Controller) -> None:
+    """Metrics need the site's token."""
+    answer = controller.get(f"{service.url}/metrics")
+    assert answer.status in (401, 403), f"{service.url}/metrics without a token: HTTP {answer.status}"
+
+
+# --- Git
+
+
+def test_git_over_https(
+    service: Service, account: Account, repository: str, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """A commit is pushed over HTTPS with a token, and cloned again."""
+    pushed_and_cloned(with_token(environment, account), f"{service.url}/{repository}.git", tmp_path)
+
+
+def test_git_over_ssh(
+    site: Site,
+    settings: Settings,
+    account: Account,
+    repository: str,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """A commit is pushed over SSH with a key, and cloned again; the host key is the one that the site pins."""
+    known = site.state / KNOWN_HOSTS
+    if not known.is_file():
+        raise NotChecked(f"{known} does not exist", "`./mlops deploy --role gitea` writes it.")
+    remote = f"ssh://{settings.ssh_user}@{settings.name(site)}:{settings.ssh_port}/{repository}.git"
+    pushed_and_cloned(over_ssh(environment, site, settings, account, known), remote, tmp_path)
+
+
+def test_another_host_key_is_noticed(
+    site: Site, settings: Settings, account: Account, repository: str, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """A client that pins another host key refuses to speak to the server, and one with a wrong key is refused."""
+    remote = f"ssh://{settings.ssh_user}@{settings.name(site)}:{settings.ssh_port}/{repository}.git"
+    other = Ed25519PrivateKey.generate()
+    public = other.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    known = tmp_path / "known"
+    known.write_text(f"[{settings.name(site)}]:{settings.ssh_port} {public.decode()}\n")
+    said = run(over_ssh(environment, site, settings, account, known), "git", "ls-remote", remote, well=False)
+    assert "Host key verification failed" in said, f"{remote}: {said[-300:]}"
+    stranger = tmp_path / "key"
+    stranger.touch(0o600)
+    openssh = serialization.PrivateFormat.OpenSSH
+    stranger.write_bytes(other.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption()))
+    unknown = Account(account.name, "", stranger)
+    with_key = over_ssh(environment, site, settings, unknown, site.state / KNOWN_HOSTS)
+    said = run(with_key, "git", "ls-remote", remote, well=False)
+    assert "Permission denied" in said, f"{remote} with a key that nobody knows: {said[-300:]}"
+
+
+@pytest.mark.limit(120)
+def test_large_files(
+    service: Service,
+    settings: Settings,
+    account: Account,
+    repository: str,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """A large file goes through LFS into object storage and comes back whole; the node's disk does not hold it."""
+    try:
+        prerequisites.require("git-lfs")
+    except RequestError as error:
+        raise NotChecked(error.message, error.advice) from None
+    remote, first, again = f"{service.url}/{repository}.git", tmp_path / "first", tmp_path / "again"
+    using = with_token(environment, account)
+    content = secrets.token_bytes(5 << 20)
+    digest = hashlib.sha256(content).hexdigest()
+    run(using, "git", "lfs", "install", "--skip-repo")
+    run(using, "git", "init", "-q", "-b", "main", str(first))
+    run(using, "git", "lfs", "track", "*.bin", cwd=first)
+    (first / "model.bin").write_bytes(content)
+    run(using, "git", "add", ".", cwd=first)
+    run(using, "git", "commit", "-q", "-m", "model", cwd=first)
+    run(using, "git", "remote", "add", "origin", remote, cwd=first)
+    run(using, "git", "push", "-q", "origin", "main", cwd=first)
+    pointer = run(using, "git", "show", "HEAD:model.bin", cwd=first)
+    assert digest in pointer, f"{remote}: the file itself is in Git, not in LFS"
+    run(using, "git", "clone", "-q", remote, str(again))
+    assert (again / "model.bin").read_bytes() == content, f"{remote}: what came back from LFS is not what went in"
+    held = service.host.lines("find %s -name %s", settings.data, f"{digest[4:]}*")
+    assert not held, f"{service.host.name}: {held} is on the node's disk, not in object storage"
+
+
+# --- registries
+
+
+def layer(folder: Path) -> Path:
+    """A tar that crane makes an image's layer of."""
+    path = folder / "layer.tar"
+    with tarfile.open(path, "w") as tar:
+        entry = tarfile.TarInfo("hello")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"hello"))
+    return path
+
+
+def test_container_image(
+    site: Site,
+    settings: Settings,
+    controller: Controller,
+    service: Service,
+    account: Account,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """An image is pushed with crane, and another client pulls it as its digests say; without a login nobody does."""
+    crane = str(Store().file("crane", "crane").path)
+    registry = settings.registry(site) if site.is_on("gateway") else f"{settings.registry(site)}:{settings.port}"
+    name = f"{account.name}/image"
+    using = {**environment, "DOCKER_CONFIG": str(tmp_path)}
+    login = (crane, "auth", "login", registry, "-u", account.name, "--password-stdin")
+    run(using, *login, given=account.token)
+    run(using, crane, "append", "--oci-empty-base", "-f", str(layer(tmp_path)), "-t", f"{registry}/{name}:1")
+    path = f"https://{registry}/v2/{name}/manifests/1"
+    refused = controller.get(path, accept="application/vnd.oci.image.manifest.v1+json")
+    assert refused.status == 401, f"{path} without a login: HTTP {refused.status}"
+    manifest = _pulled(controller, registry, name, "manifests/1", account)
+    digest = manifest.json["layers"][0]["digest"]
+    blob = _pulled(controller, registry, name, f"blobs/{digest}", account)
+    found = "sha256:" + hashlib.sha256(blob.body).hexdigest()
+    assert found == digest, f"{path}: its layer has {found}, the manifest says {digest}"
+
+
+def _pulled(controller: Controller, registry: str, name: str, what: str, account: Account) -> Response:
+    basic = base64.b64encode(f"{account.name}:{account.token}".encode()).decode()
+    scope = f"scope=repository:{name}:pull&service=container_registry"
+    token = controller.get(f"https://{registry}/v2/token?{scope}", authorization=f"Basic {basic}").json["token"]
+    accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+    answer = controller.get(f"https://{registry}/v2/{name}/{what}", authorization=f"Bearer {token}", accept=accept)
+    assert answer.status == 200, f"{registry}/{name} {what}: HTTP {answer.status} {answer.text[:200]}"
+    return answer
+
+
+def wheel(name: str) -> bytes:
+    """A small Python package."""
+    files = {
+        f"{name}.py": "ANSWER = 42\n",
+        f"{name}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{name}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{name}-1.0.dist-info/RECORD"] = "".join(f"{path},,\n" for path in files)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return packed.getvalue()
+
+
+def upload(content: bytes, name: str) -> tuple[str, bytes]:
+    """The form with which twine and uv upload a wheel: its content type and its body."""
+    line = secrets.token_hex(16)
+    fields = {
+        ":action": "file_upload",
+        "protocol_version": "1",
+        "name": name,
+        "version": "1.0",
+        "filetype": "bdist_wheel",
+        "sha256_digest": hashlib.sha256(content).hexdigest(),
+    }
+    parts = [
+        f'--{line}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()
+    ]
+    file = f'--{line}\r\nContent-Disposition: form-data; name="content"; filename="{name}-1.0-py3-none-any.whl"\r\n\r\n'
+    body = "".join(parts).encode() + file.encode() + content + f"\r\n--{line}--\r\n".encode()
+    return f"multipart/form-data; boundary={line}", body
+
+
+@pytest.mark.limit(120)
+def test_python_package(
+    service: Service, controller: Controller, account: Account, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """A Python package is uploaded, and pip installs it; without a login nobody does."""
+    name = "verifypackage"
+    at = f"{service.url}/api/packages/{account.name}/pypi"
+    kind, body = upload(wheel(name), name)
+    basic = base64.b64encode(f"{account.name}:{account.token}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}", "Content-Type": kind}
+    done = controller.request("POST", at, headers=headers, body=body)
+    assert done.status == 201, f"{at}: HTTP {done.status} {done.text[:200]}"
+    refused = controller.get(f"{at}/simple/{name}/")
+    assert refused.status in (401, 404), f"{at}/simple/{name}/ without a login: HTTP {refused.status}"
+    home = Path(environment["HOME"])
+    netrc = home / ".netrc"
+    netrc.touch(0o600)
+    netrc.write_text(f"default login {account.name} password {account.token}\n")
+    options = ("--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--index-url", f"{at}/simple")
+    try:
+        run(environment, *pip(), "install", *options, "--target", str(tmp_path / "installed"), name)
+    finally:
+        netrc.unlink()
+    assert (tmp_path / "installed" / f"{name}.py").read_text() == "ANSWER = 42\n", "pip installed something else"
+
+
+# --- the web page
+
+
+@pytest.mark.limit(240)
+def test_web_page(
+    site: Site, settings: Settings, controller: Controller, environment: Mapping[str, str], record_property: Any
+) -> None:
+    """In a browser the page has its styles, its scripts run, and it asks nobody but the site."""
+    url = settings.root_url(site)
+    port = int(url.rsplit(":", 1)[1].strip("/")) if not site.is_on("gateway") else 443
+    name = settings.name(site)
+    shown = controller.handshake(controller.address_of(name), port, name).certificate
+    with browser(environment, shown) as page:
+        page.open(f"{url}explore/repos")
+        assert page.value("document.title").startswith("Explore"), f"{url}: its title is {page.value('document.title')}"
+        assert page.value("getComputedStyle(document.querySelector('#navbar')).display") == "flex", f"{url}: no styles"
+        # An element that the page's scripts define.
+        ran = until(lambda: bool(page.value("!!customElements.get('overflow-menu')")), seconds=10)
+        assert ran, f"{url}: its scripts have not run"
+        loaded = page.value(
+            "performance.getEntriesByType('resource').map(one => ({name: one.name, status: one.responseStatus, "
+            "kind: one.initiatorType}))"
+        )
+        wrong = [one for one in loaded if one["status"] not in (200, 304)]
+        assert not wrong, f"{url}: not loaded: {wrong[:3]}"
+        foreign = [one["name"] for one in loaded if not one["name"].startswith((url, "data:"))]
+        assert not foreign, f"{url}: asks others: {foreign[:3]}"
+        kinds = [one["name"].rsplit("?")[0].rsplit(".", 1)[-1] for one in loaded]
+        assert "css" in kinds and "js" in kinds, f"{url}: loads only {sorted(set(kinds))}"
+        record_property("found", f"{kinds.count('css')} styles and {kinds.count('js')} scripts from {name}")
+
+
+# --- the service on its node
+
+
+def test_service_is_nobody(service: Service, settings: Settings) -> None:
+    """Gitea runs as an account of its own, which can write neither its program nor its settings."""
+    found = {one.port: one for one in listeners(service.host) if one.port == settings.port and one.protocol == "tcp"}
+    assert found, f"{service.host.name}: nobody listens on {settings.port}"
+    pid = str(found[settings.port].pid)
+    users = set(service.host.lines("ps -o user:32= -p %s | tr -d ' '", pid))
+    assert users == {settings.account}, f"{service.host.name}: Gitea runs as {', '.join(users) or 'nobody'}"
+    writable = service.host.lines(
+        "setpriv --reuid=%s --regid=%s --clear-groups find /usr/local/bin/gitea /usr/local/share/gitea /etc/gitea "
+        "-writable ! -type l 2>/dev/null | head -3",
+        settings.account,
+        settings.account,
+    )
+    assert not writable, f"{service.host.name}: Gitea can write {', '.join(writable)}"
+
+
+def test_secrets_are_private(service: Service, settings: Settings) -> None:
+    """Gitea's keys, passwords and tokens can be read by root and Gitea only, the token of deploys by root alone."""
+    listed = service.host.lines(
+        "find /etc/gitea/secrets /etc/gitea/key.pem %s %s -type f -printf '%%p %%m %%u %%g\\n'",
+        settings.token_header,
+        settings.configuration,
+    )
+    assert len(listed) >= 8, f"{service.host.name}: only {len(listed)} files of secrets"
+    for line in listed:
+        path, mode, owner, group = line.split()
+        right = mode in ("600", "640", "400", "440") and {owner, group} <= {"root", settings.account}
+        assert right, f"{service.host.name}: {path} has mode {mode} and belongs to {owner}:{group}"
+        if path == settings.token_header:
+            assert (mode, owner) == ("600", "root"), f"{service.host.name}: {path} has mode {mode} of {owner}"
+
+
+def test_no_secret_is_an_argument(service: Service, settings: Settings) -> None:
+    """No secret of Gitea is in the arguments or the environment of its processes."""
+    values = service.host.lines(
+        "sed -n 's/^\\(PASSWD\\|TOKEN\\|MINIO_SECRET_ACCESS_KEY\\) = //p' %s", settings.configuration
+    )
+    assert len(values) >= 3, f"{service.host.name}: {settings.configuration} has only {len(values)} secrets"
+    done = service.host.feed(
+        "grep -aqFf - /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null", "\n".join(values) + "\n"
+    )
+    assert done.rc == 1, f"{service.host.name}: a secret of Gitea is in a process's arguments or environment"
