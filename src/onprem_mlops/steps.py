@@ -124,11 +124,18 @@ class PublishedFile:
     size: int
     version: str
 
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.path.rpartition("/")[2]
+
 
 class Published(Protocol):
     """What the artifact store offers to roles."""
 
     def file(self, artifact: str, filename: str) -> PublishedFile: ...
+
+    def files(self, artifact: str) -> tuple[PublishedFile, ...]: ...
 
     def image(self, artifact: str) -> str: ...
 
@@ -197,6 +204,10 @@ class Context(Generic[S]):
     def file(self, artifact: str, filename: str) -> PublishedFile:
         """Where the mirror serves a file of the store, and its checksum."""
         return self.artifacts.file(artifact, filename)
+
+    def files(self, artifact: str) -> tuple[PublishedFile, ...]:
+        """All files of an artifact that the mirror serves, such as the wheels of a wheelhouse."""
+        return self.artifacts.files(artifact)
 
     def image(self, artifact: str) -> str:
         """The upstream reference of an image, e.g. `registry.k8s.io/pause:3.10.1`."""

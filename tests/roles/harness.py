@@ -196,6 +196,9 @@ class FakeStore:
         path = f"files/{artifact}/1/{filename}"
         return PublishedFile(f"https://mirror/{path}", path, hashlib.sha256(path.encode()).hexdigest(), 1, "1")
 
+    def files(self, artifact: str) -> tuple[PublishedFile, ...]:
+        return tuple(self.file(artifact, name) for name in ("a-1-py3-none-any.whl", "requirements.lock"))
+
     def image(self, artifact: str) -> str:
         return f"registry.example/{artifact}:1"
 

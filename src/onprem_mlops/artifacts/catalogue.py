@@ -141,6 +141,10 @@ class PypiSource(_Strict):
 
     kind: Literal["pypi"] = "pypi"
     lock: str = Field(description="requirements file below artifacts/, every line with --hash")
+    python: str = Field(
+        default="3.11", pattern=r"^3\.[0-9]+$", description="the nodes' Python, whichever this machine has"
+    )
+    glibc: int = Field(default=36, ge=5, description="minor version of the nodes' glibc 2; Debian 12 has 36")
 
     _lock_inside = field_validator("lock")(_inside)
 

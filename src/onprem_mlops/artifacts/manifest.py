@@ -6,6 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LOCK = "requirements.lock"
+"""Name of the lock file in a wheelhouse, beside the wheels."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

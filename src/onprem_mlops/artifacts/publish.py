@@ -34,6 +34,10 @@ class StorePublisher:
             )
         return self._files[key]
 
+    def files(self, artifact: str) -> tuple[PublishedFile, ...]:
+        """All files of an artifact that the mirror serves. RequestError if the store does not hold it."""
+        return tuple(self.file(artifact, name) for name in self._store.manifest(artifact).published)
+
     def image(self, artifact: str) -> str:
         """An image's upstream reference."""
         return self._store.image(artifact)

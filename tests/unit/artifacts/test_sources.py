@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,3 +137,26 @@ def test_an_image_is_the_same_each_time_and_its_config_is_as_written(bench: Benc
     paths = [str(file.path) for file in store.tree(["image-top"])]
     assert "registry/docker/registry/v2/repositories/onprem.local/top/_manifests/tags/1/current/link" in paths
     assert not [path for path in paths if "onprem.local/base" in path]
+
+
+def test_a_wheelhouse_has_the_wheels_for_the_nodes_whatever_this_machine_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    tags = ("cp311-cp311-manylinux_2_28_x86_64", "cp313-cp313-manylinux_2_28_x86_64", "cp311-cp311-macosx_14_0_arm64")
+    lines = ["a==1"]
+    for tag in tags:
+        wheel = index / f"a-1-{tag}.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("a-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: a\nVersion: 1\nSummary: {tag}\n")
+            archive.writestr("a-1.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n")
+            archive.writestr("a-1.dist-info/RECORD", "")
+        lines.append(f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}")
+    bench.add("house", {"kind": "pypi", "lock": "house.lock"})
+    bench.write().joinpath("house.lock").write_text(" \\\n    ".join(lines) + "\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    store = bench.store()
+    store.ensure()
+    assert [file.name for file in store.manifest("house").files] == [f"a-1-{tags[0]}.whl", "requirements.lock"]
