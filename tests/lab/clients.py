@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
-import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from onprem_mlops.site import Secrets, load_site
-from onprem_mlops.site.material import authority_file
 from onprem_mlops.verify.controller import Controller, Response
 from tests.lab.sites import TestSite
 
 
 @dataclass
-class Person:
-    """Somebody with a name and a password at a service that is reached at `url`."""
+class Client:
+    """Somebody at a service that is reached at `url`, by a header `Authorization`."""
 
     site: TestSite
     url: str
-    name: str
-    password: str = field(repr=False)
+    authorization: str = field(repr=False)
+
+    @classmethod
+    def with_password(cls, site: TestSite, url: str, name: str, password: str) -> Client:
+        """Somebody with a name and a password."""
+        return cls(site, url, "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode())
 
     def ask(self, method: str, path: str, body: object = None) -> Response:
         """One request with JSON in and out. OSError if it cannot be made."""
-        login = base64.b64encode(f"{self.name}:{self.password}".encode()).decode()
-        headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        headers = {"Authorization": self.authorization, "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         return Controller(load_site(self.site.folder)).request(method, f"{self.url}{path}", headers=headers, body=data)
 
@@ -48,20 +50,6 @@ class Person:
 def secret(site: TestSite, role: str, name: str) -> str:
     """The value of a secret of the site."""
     return Secrets.of(load_site(site.folder)).get(role, name).reveal()
-
-
-def git(site: TestSite, folder: Path, *words: str, password: str = "") -> subprocess.CompletedProcess[str]:
-    """Run git in a folder; names of the site resolve for it, and it answers with the password when asked for one."""
-    loaded = load_site(site.folder)
-    resolve = [f"http.curloptResolve={name}:443:{address}" for name, address in loaded.names.items()]
-    settings = [*resolve, f"http.sslCAInfo={authority_file(loaded)}", "user.name=Test", "user.email=test@example.com"]
-    # Standard output of a helper, not the URL: a password in a URL is on command lines and in .git/config.
-    helper = "credential.helper=!f() { echo password=$GIT_PASSWORD; }; f"
-    options = [word for one in (*settings, helper) for word in ("-c", one)]
-    environment = {**os.environ, "GIT_PASSWORD": password, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null"}
-    return subprocess.run(
-        ["git", *options, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 @contextmanager
@@ -83,7 +71,7 @@ class Writer:
 
     name: str
     write: Callable[[int], None]
-    """Writes a number; any exception means that it was not acknowledged."""
+    """Writes a number; an error of a client means that it was not acknowledged."""
     read: Callable[[], set[int]]
     """All numbers that are there."""
     acknowledged: set[int] = field(default_factory=set)
@@ -96,7 +84,7 @@ class Writer:
             number += 1
             try:
                 self.write(number)
-            except Exception:
+            except (OSError, AssertionError, http.client.HTTPException, BotoCoreError, ClientError):
                 # The service was killed: what matters is what it said yes to.
                 self.refused += 1
                 time.sleep(0.2)
