@@ -25,11 +25,13 @@ case "$*" in
 *-s*install*) echo "Inst haproxy [1:2] (1:3 local)";;
 *install*) for name; do :; done; echo "$name" >>{installs};;
 *autoremove*) while read -r name; do grep -q "^.i.|$name$" {db} && echo "Remv $name [1]"; done <{orphans};;
+*"purge -s"*) for name; do :; done; echo "Purg $name [1]"; grep -s "^$name " {needed} | sed 's/.* /Remv /';;
 *purge*)
   if [ -e {cut} ]; then rm {cut}; sed -i 's/^ii \\(|chrony\\)$/rc \\1/' {db}; kill -9 $PPID; exit 1; fi
   for name; do sed -i "/^...|$name$/d" {db}; done;;
 esac""",
-    "apt-mark": 'echo "$*" >>{marks}',
+    # `needed` has lines such as `python3 unattended-upgrades`: who goes along with a package.
+    "apt-mark": 'case $1 in showmanual) cut -d" " -f2 {needed} 2>/dev/null;; *) echo "$*" >>{marks};; esac',
 }
 
 
@@ -40,7 +42,7 @@ class Debian:
         self.folder = folder
         (folder / "bin").mkdir()
         for name, text in TOOLS.items():
-            paths = {one: str(folder / one) for one in ("db", "orphans", "cut", "marks", "installs")}
+            paths = {one: str(folder / one) for one in ("db", "orphans", "cut", "marks", "installs", "needed")}
             for one, path in paths.items():
                 text = text.replace(f"{{{one}}}", path)
             (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -164,3 +166,12 @@ def test_a_deploy_upgrades_to_what_the_mirror_serves(tmp_path: Path, monkeypatch
     assert Case(Path(__file__), given).run(node, tmp_path) == ""
     changes = {one.purpose: one.commands for one in node.changes}
     assert "install runc" in changes["held packages as the mirror has them"][0]
+
+
+def test_a_package_that_something_else_needs_by_now_stays_until_that_goes(tmp_path: Path) -> None:
+    node = Debian(tmp_path, "ii |curl\nii |python3\nii |unattended-upgrades\n", record="curl\npython3\n")
+    (tmp_path / "needed").write_text("python3 unattended-upgrades\n")
+    assert node.perform(apt.purged, "curl", "python3") == [0]
+    assert node.db == ["ii |python3", "ii |unattended-upgrades"]
+    assert node.lines("marks") == ["auto python3"]
+    assert node.lines("packages") == ["python3"]

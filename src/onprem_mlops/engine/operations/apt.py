@@ -106,7 +106,8 @@ def _may_be_upgraded(name: str, installed: str, offered: str) -> str:
 def purged(*names: str) -> Iterator[Command]:
     """These packages, and what was installed only for them, are gone with their configuration.
 
-    Only those that `packages` installed: what the node had before is not ours to take away.
+    Only those that `packages` installed: what the node had before is not ours to take away. And only if nothing that
+    somebody asked for needs them: else they go when that goes.
     """
     recorded = host.get_fact(Probe, command=f"cat {RECORD}").text.split()
     ours = [name for name in names if name in recorded]
@@ -114,14 +115,28 @@ def purged(*names: str) -> Iterator[Command]:
         return
     yield from _repair()
     installed: dict[str, str] = host.get_fact(Packages)
-    present = [shlex.quote(name) for name in ours if name in installed]
+    present = [name for name in ours if name in installed]
     purge = f"{APT} --allow-change-held-packages purge"
     # The record is what says that a removal is not done: it is cleared last, and one that was cut off goes on from it.
     yield Command(
-        (f"{purge} {' '.join(present)} || exit 1\n" if present else "")
+        (_purge(present, purge) if present else "")
         + f'orphans=$({_ORPHANS}); [ -z "$orphans" ] || {purge} $orphans || exit 1\n'
         + f"{_forget(RECORD)}; {_forget(HELD)}",
         timeout=1800,
+    )
+
+
+def _purge(names: list[str], purge: str) -> str:
+    """Shell: purge these packages, but for those whose removal would take along what somebody asked for."""
+    quoted = " ".join(shlex.quote(name) for name in names)
+    others = shlex.quote("\n".join(names))
+    # The last line of `asked` is no package: without one, grep would find everything.
+    return (
+        f"asked=$(apt-mark showmanual | grep -vxF {others}; echo /)\n"
+        f"set --; for name in {quoted}; do\n"
+        f"if {purge} -s $name | sed -n 's/^\\(Purg\\|Remv\\) \\([^ ]*\\).*/\\2/p' | grep -qxF \"$asked\"; "
+        'then apt-mark auto $name; else set -- "$@" $name; fi; done\n'
+        f'[ $# = 0 ] || {purge} "$@" || exit 1\n'
     )
 
 
