@@ -13,8 +13,6 @@ from onprem_mlops.roles import Context
 from .settings import AUTOMATION, Organisation, Settings, Team
 
 PROGRAM = "/usr/local/bin/gitea"
-REPOSITORIES = ("onprem-mlops",)
-"""The platform's own repositories beside the site's, which has the site's name."""
 ITSELF = f"/admin/users?is_2fa_enabled=true&limit=50&q={AUTOMATION}"
 """Lists the account that deploys act with, if it has a second factor; answers an administrator's token only."""
 UNITS = ("code", "issues", "pulls", "releases", "wiki", "projects", "packages", "actions")
@@ -40,7 +38,7 @@ def laid_down(ctx: Context[Settings]) -> None:
     for name, organisation in wanted.items():
         _organisation(api, name, organisation, found)
     _teams(ctx, api, wanted)
-    for name in repositories(ctx.site.name):
+    for name in ctx.settings.repositories(ctx.site):
         _repository(ctx, api, name, found)
 
 
@@ -50,11 +48,6 @@ def organisations(settings: Settings) -> Mapping[str, Organisation]:
     return {settings.platform: own, **settings.organisations}
 
 
-def repositories(site: str) -> tuple[str, ...]:
-    """Names of the platform's own repositories."""
-    return (*REPOSITORIES, f"site-{site}")
-
-
 def _paths(ctx: Context[Settings], wanted: Mapping[str, Organisation]) -> Iterator[str]:
     for person in ctx.settings.people:
         yield f"/users/{person}"
@@ -62,7 +55,7 @@ def _paths(ctx: Context[Settings], wanted: Mapping[str, Organisation]) -> Iterat
     for name in wanted:
         yield f"/orgs/{name}"
         yield f"/orgs/{name}/teams?limit=50"
-    for name in repositories(ctx.site.name):
+    for name in ctx.settings.repositories(ctx.site):
         at = f"/repos/{ctx.settings.platform}/{name}"
         yield at
         yield f"{at}/branch_protections/main"

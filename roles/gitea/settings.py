@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
 
-from onprem_mlops.roles import Bucket, Certificate, Database, Opening, Problem, RoleSettings, Route, Secret
+from onprem_mlops.roles import Bucket, Certificate, Database, Forge, Opening, Problem, RoleSettings, Route, Secret
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.fields import Size
 
@@ -205,6 +205,16 @@ class Settings(RoleSettings):
         yield Route("git", self.port, nodes, self.health)
         yield Route("registry", self.port, nodes, self.health)
         yield Route("git", self.ssh_listens(site), nodes, public_port=self.ssh_port)
+
+    def forge(self, site: Site) -> Forge | None:
+        """Organisation `platform`, for this program and the site's folder."""
+        url = f"{self.root_url(site)}{self.platform}/"
+        node = self.hosts(site)[0].name
+        return Forge(url, node, self.token_header, *self.repositories(site))
+
+    def repositories(self, site: Site) -> tuple[str, str]:
+        """The platform's own repositories: of this program, and of the site's folder."""
+        return "onprem-mlops", f"site-{site.name}"
 
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
         """The names that people use, unless the gateway answers at them."""

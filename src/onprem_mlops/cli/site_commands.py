@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onprem_mlops.site.creation import NewNode, NewSite
 
 secrets_app = typer.Typer(help="The site's secrets, kept encrypted to its recipients.", no_args_is_help=True)
+site_app = typer.Typer(help="The site's description in the site's own Git.", no_args_is_help=True)
 certs_app = typer.Typer(help="The site's certificate authority and certificates.", no_args_is_help=True)
 
 Yes = Annotated[
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="The site")(validate)
     app.add_typer(secrets_app, name="secrets", rich_help_panel="The site")
     app.add_typer(certs_app, name="certs", rich_help_panel="The site")
+    app.add_typer(site_app, name="site", rich_help_panel="The site")
 
 
 @writes("init/v1")
@@ -114,6 +116,20 @@ def validate(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
             "notices": [{"role": role, "message": notice} for role, notice in site.notices],
         }
     )
+
+
+@site_app.command("push")
+@writes("site-push/v1")
+def site_push(inventory: Inventory = DEFAULT_INVENTORY) -> Result:
+    """Push this program's commits and the site's folder (secrets encrypted) to the Git that the site itself serves."""
+    from onprem_mlops.publication import push, record
+    from onprem_mlops.site import load_site
+
+    pushed = push(load_site(inventory))
+    for one in pushed:
+        state = "now" if one.changed else "already"
+        console.print(f"{one.what}: {escape(one.url)} is {state} at {one.commit[:12]}", soft_wrap=True)
+    return Result({"pushed": record(pushed)})
 
 
 @secrets_app.command()

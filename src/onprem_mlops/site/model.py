@@ -32,7 +32,7 @@ from onprem_mlops.site.fields import (
     Taint,
     UserName,
 )
-from onprem_mlops.site.role import ALL, Bucket, Database, RoleSettings, Route
+from onprem_mlops.site.role import ALL, Bucket, Database, Forge, RoleSettings, Route
 
 LAB_NETWORKS = IPv4Network("10.77.0.0/16")
 """Every lab address lies in here, so that a lab can never answer for a real host of the site."""
@@ -306,6 +306,11 @@ class Site(Section):
     def notices(self) -> tuple[tuple[str, str], ...]:
         """What people should know of the roles that are on, each with the role's name."""
         return tuple((role, one) for role, of in self.role_settings.items() for one in of.notices(self))
+
+    @property
+    def forge(self) -> Forge | None:
+        """The site's own Git, if a role that is on serves it."""
+        return next((one for of in self.role_settings.values() if (one := of.forge(self)) is not None), None)
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -135,6 +135,22 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Forge:
+    """Git of the site itself, in which its own description can live."""
+
+    url: str
+    """What names of repositories are appended to: `https://git.<domain>/platform/`."""
+    node: str
+    """Name of the node that holds the credentials."""
+    header: str
+    """Path there of a file with the HTTP header that may push; it is read by root and never leaves this machine."""
+    program: str
+    """Repository for this program."""
+    inventory: str
+    """Repository for the site's folder."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something a role finds wrong in the site file: "what is wrong; what would be right"."""
 
@@ -183,6 +199,10 @@ class RoleSettings(BaseModel):
     def routes(self, site: Site) -> Iterable[Route]:
         """Names at which role ``gateway`` serves the role's service."""
         return ()
+
+    def forge(self, site: Site) -> Forge | None:
+        """Where `site push` puts this program and the site's folder, if the role serves Git."""
+        return None
 
     def artifacts(self) -> Iterable[str]:
         """Names in the artifact catalogue that the role lays down."""
