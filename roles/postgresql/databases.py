@@ -21,6 +21,12 @@ from onprem_mlops.site import Hidden
 PSQL = "cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1"
 """As the superuser over the server's socket, which nobody else may use."""
 
+REPLICATOR = "replicator"
+"""The account that a standby copies with. It reads every database, and can log in to none."""
+
+SLOT = "standby"
+"""What keeps the write-ahead log that a standby has not got yet."""
+
 ITERATIONS = 4096
 """Rounds of SCRAM, as the server itself makes them."""
 
@@ -29,14 +35,16 @@ _VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):(.+)")
 _STATE = """
 select json_build_object(
   'accounts', (select json_object_agg(rolname, json_build_object(
-      'right', rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls),
+      'right', rolcanlogin and not (rolsuper or rolcreatedb or rolcreaterole or rolbypassrls)
+          and rolreplication = (rolname = 'replicator'),
       'connections', rolconnlimit, 'password', coalesce(rolpassword, '')))
     from pg_authid where rolname !~ '^pg_'),
   'databases', (select json_object_agg(datname, json_build_object(
       'owner', pg_get_userbyid(datdba),
       'public', has_database_privilege('public', oid, 'CONNECT') or has_database_privilege('public', oid, 'TEMPORARY')))
     from pg_database where datallowconn),
-  'statistics', exists (select from pg_extension where extname = 'pg_stat_statements'))
+  'statistics', exists (select from pg_extension where extname = 'pg_stat_statements'),
+  'slot', exists (select from pg_replication_slots where slot_name = 'standby'))
 """
 
 _QUIET = "SET log_min_error_statement = panic;"
@@ -53,13 +61,17 @@ class Account:
 
 
 @operation
-def laid_down(accounts: Sequence[Account]) -> Iterator[Command]:
+def laid_down(accounts: Sequence[Account], *, replication: Hidden | None) -> Iterator[Command]:
     """Each account with its own database, its password and its limit; nobody else may connect to a database.
 
     Accounts and databases that are not asked for are left alone: they are somebody's data.
+
+    Args:
+        accounts: what the roles that are on ask for.
+        replication: password of the account that a standby copies with; None if there is no standby.
     """
     now = _state()
-    statements = [*_statements(accounts, now)]
+    statements = [*_statements(accounts, now), *_replication(replication, now)]
     if statements:
         yield Command(
             PSQL,
@@ -72,13 +84,13 @@ def laid_down(accounts: Sequence[Account]) -> Iterator[Command]:
 def _state() -> Mapping[str, Any]:
     """What is in the server; nothing if there is none that answers, as in a plan of the first deploy."""
     said = probe(f"{PSQL} -c {shlex.quote(' '.join(_STATE.split()))}")
-    return json.loads(said.text) if said.ok else {"accounts": {}, "databases": {}, "statistics": False}
+    return json.loads(said.text) if said.ok else {"accounts": {}, "databases": {}, "statistics": False, "slot": False}
 
 
 def _statements(accounts: Sequence[Account], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is to do, each in words without a secret and as SQL."""
     for account in accounts:
-        yield from _account(account, now["accounts"].get(account.name))
+        yield from _account(account, now["accounts"].get(account.name), "NOREPLICATION")
         yield from _database(account, now["databases"].get(account.name))
     ours = {account.name for account in accounts}
     for name, database in now["databases"].items():
@@ -88,9 +100,25 @@ def _statements(accounts: Sequence[Account], now: Mapping[str, Any]) -> Iterator
         yield "statistics of statements", "CREATE EXTENSION IF NOT EXISTS pg_stat_statements;"
 
 
-def _account(account: Account, found: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def _replication(password: Hidden | None, now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if password is not None:
+        yield from _account(Account(REPLICATOR, 5, password), now["accounts"].get(REPLICATOR), "REPLICATION")
+        if not now["slot"]:
+            yield "slot of the standby", f"SELECT pg_create_physical_replication_slot('{SLOT}', true);"
+        return
+    if REPLICATOR in now["accounts"]:
+        yield f"account {REPLICATOR}: gone, there is no standby", f"DROP ROLE {REPLICATOR};"
+    if now["slot"]:
+        ended = f"FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active"
+        yield (
+            "slot of the standby: gone",
+            f"SELECT pg_terminate_backend(active_pid, 5000) {ended}; SELECT pg_drop_replication_slot('{SLOT}');",
+        )
+
+
+def _account(account: Account, found: Mapping[str, Any] | None, replication: str) -> Iterator[tuple[str, str]]:
     role, limit = f'ROLE "{account.name}"', f"CONNECTION LIMIT {account.connections}"
-    rights = f"LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS {limit}"
+    rights = f"LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {replication} NOBYPASSRLS {limit}"
     if found is None:
         yield f"account {account.name}: new, at most {account.connections} connections", f"CREATE {role} {rights};"
     elif not found["right"] or found["connections"] != account.connections:

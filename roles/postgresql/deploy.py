@@ -9,8 +9,9 @@ from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, server, shell, systemd
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, removal, step
+from onprem_mlops.site import Hidden
 
-from . import databases
+from . import databases, standby
 from .settings import RESERVED_CONNECTIONS, Settings
 
 ON = ("services", "database")
@@ -67,6 +68,10 @@ class Paths:
         return f"{self.configuration}/key.pem"
 
     @property
+    def password(self) -> str:
+        return f"{self.configuration}/replication.pgpass"
+
+    @property
     def unit(self) -> str:
         return f"postgresql@{self.major}-{CLUSTER}.service"
 
@@ -82,21 +87,34 @@ class Paths:
 @step(on=ON)
 def serve(ctx: Context[Settings]) -> None:
     """The server with its certificate, and the accounts and databases of the roles that are on."""
-    if ctx.node not in ctx.settings.hosts(ctx.site):
+    if ctx.node != ctx.settings.hosts(ctx.site)[0]:
         return
-    machine = _machine()
-    paths = Paths(ctx.settings.majors[machine.codename])
-    _refuse_another_major(ctx, machine, paths)
-    _install(ctx, machine, paths)
+    machine, paths = _prepare(ctx)
     _cluster(ctx, paths)
+    # Before its configuration changes: with that it no longer knows whom it followed.
+    standby.refuse_while_led(_others(ctx), ctx.settings.port)
     _configure(ctx, machine, paths)
+    standby.promoted("the server leads, and follows nobody")
     databases.laid_down(
         "accounts and databases of the roles that are on",
         [
             databases.Account(one.name, one.connections, ctx.secret_of(role, one.secret))
             for role, one in ctx.site.databases
         ],
+        replication=ctx.secret("replication_password") if ctx.settings.standby else None,
     )
+
+
+@step(on="database", after=("serve",))
+def follow(ctx: Context[Settings]) -> None:
+    """With a standby: a copy of the databases on the second node, which follows every change."""
+    if ctx.node != ctx.settings.standby_of(ctx.site):
+        return
+    machine, paths = _prepare(ctx)
+    # Written before there is a copy: with it the copy is made.
+    _replication_password(ctx, paths)
+    standby.copied("a copy of the databases", paths.data, paths.programs, _connection(ctx, paths))
+    _configure(ctx, machine, paths)
 
 
 @removal(on=ON)
@@ -125,6 +143,38 @@ def remove(ctx: Context[Settings]) -> None:
         "/etc/postgresql-common",
     )
     systemd.reloaded("systemd forgets the unit")
+
+
+def _prepare(ctx: Context[Settings]) -> tuple[Machine, Paths]:
+    """The packages, on a node whose data is of their version."""
+    machine = _machine()
+    paths = Paths(ctx.settings.majors[machine.codename])
+    _refuse_another_major(ctx, machine, paths)
+    _install(ctx, machine, paths)
+    return machine, paths
+
+
+def _others(ctx: Context[Settings]) -> tuple[str, ...]:
+    """Addresses of the nodes that may have led before."""
+    return tuple(str(node.address) for node in ctx.settings.hosts(ctx.site) if node != ctx.node)
+
+
+def _connection(ctx: Context[Settings], paths: Paths) -> str:
+    """How this node's server reaches the other one's to follow it; empty where there is no standby."""
+    others = [node for node in ctx.settings.hosts(ctx.site) if node != ctx.node]
+    if not others:
+        return ""
+    authority = ctx.settings_of("node").authority_path
+    return (
+        f"host={ctx.site.full_name(others[0])} port={ctx.settings.port} user={databases.REPLICATOR} "
+        f"sslmode=verify-full sslrootcert={authority} passfile={paths.password} application_name={ctx.node.name}"
+    )
+
+
+def _replication_password(ctx: Context[Settings], paths: Paths) -> None:
+    """The password of the account that copies, on both nodes: either may follow the other one day."""
+    line = Hidden(f"*:*:*:{databases.REPLICATOR}:{ctx.secret('replication_password').reveal()}\n")
+    files.content("password of the standby", paths.password, line, mode="600", owner="postgres", group="postgres")
 
 
 def _machine() -> Machine:
@@ -184,10 +234,24 @@ def _configure(ctx: Context[Settings], machine: Machine, paths: Paths) -> None:
     certificate = ctx.certificate("postgresql")
     files.content("certificate of the server", paths.chain, certificate.chain_pem)
     files.content("key of the server", paths.key, certificate.key_pem, mode="640", group="postgres")
-    access = ctx.render("pg_hba.conf.j2", databases=[one for _, one in ctx.site.databases])
+    if ctx.settings.standby:
+        _replication_password(ctx, paths)
+    access = ctx.render(
+        "pg_hba.conf.j2",
+        databases=[one for _, one in ctx.site.databases],
+        replicator=databases.REPLICATOR,
+        followers=_others(ctx),
+    )
     files.content("who may log in, and from where", paths.access, access, mode="640", group="postgres")
     memory = memory_of(ctx.settings, machine.memory)
-    settings = ctx.render("postgresql.conf.j2", paths=paths, memory=memory // MEBIBYTE, reserved=RESERVED_CONNECTIONS)
+    settings = ctx.render(
+        "postgresql.conf.j2",
+        paths=paths,
+        memory=memory // MEBIBYTE,
+        reserved=RESERVED_CONNECTIONS,
+        connection=_connection(ctx, paths),
+        slot=databases.SLOT,
+    )
     files.content("settings of the server", paths.settings, settings)
     unit = ctx.render("unit.conf.j2", paths=paths, memory=memory)
     files.content("settings of the unit", paths.drop_in, unit)

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from onprem_mlops.roles import ALL, Certificate, Database, Opening, Problem, RoleSettings
+from onprem_mlops.roles import ALL, Certificate, Database, Opening, Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.fields import Size
 
@@ -17,7 +17,7 @@ RESERVED_CONNECTIONS = 20
 """Connections that no consumer may take: for administrators, backups, and what looks after the server."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_TAKEN = frozenset({"postgres", "template0", "template1", "public", "none", "user", "all", "replication"})
+_TAKEN = frozenset({"postgres", "replicator", "template0", "template1", "public", "none", "user", "all", "replication"})
 """Names that PostgreSQL, or its list of who may log in, gives another meaning."""
 
 
@@ -58,9 +58,27 @@ class Settings(RoleSettings):
         "keeps every segment until its disk is full.",
     )
 
+    standby: bool = Field(
+        False,
+        description="Whether a second node of group `database` follows the first, to take over when that is lost. Off: "
+        "it needs a node, and does not replace backups.",
+    )
+    primary: str | None = Field(
+        None,
+        description="The node that serves, where there is a standby. None: the first of the group. The role's README "
+        "says how to switch.",
+    )
+
     def hosts(self, site: Site) -> tuple[Node, ...]:
-        """The node that serves."""
-        return (site.in_group("database") or site.in_group("services"))[:1]
+        """The node that serves, then the one that follows it if there is a standby."""
+        nodes = site.in_group("database") or site.in_group("services")
+        if not self.standby:
+            return nodes[:1]
+        return tuple(sorted(nodes[:2], key=lambda node: node.name != self.primary))
+
+    def standby_of(self, site: Site) -> Node | None:
+        """The node that follows; None if there is none."""
+        return next(iter(self.hosts(site)[1:]), None)
 
     def name(self, site: Site) -> str:
         """The full name that clients connect to and that the certificate is for."""
@@ -71,11 +89,16 @@ class Settings(RoleSettings):
         return site.in_group(*database.groups)
 
     def names(self, site: Site) -> Mapping[str, IPv4Address]:
-        """`postgresql.<domain>`."""
-        return {self.name(site): host.address for host in self.hosts(site)}
+        """`postgresql.<domain>`, at the node that serves."""
+        return {self.name(site): host.address for host in self.hosts(site)[:1]}
+
+    def secrets(self, site: Site) -> Iterable[Secret]:
+        """With a standby, the password that it copies the databases with."""
+        if self.standby:
+            yield Secret("replication_password", why="the account with which a standby copies every database")
 
     def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
-        """One server certificate, on the node that serves."""
+        """One server certificate on each node, good for the name that moves and for the node's own."""
         if node in self.hosts(site):
             yield Certificate("postgresql", dns=(self.name(site), site.full_name(node)), addresses=(node.address,))
 
@@ -83,6 +106,8 @@ class Settings(RoleSettings):
         """The server, for the nodes of declared consumers, and for the controller, which looks at its certificate."""
         if node in self.hosts(site):
             groups = {"nodes" if group == ALL else group for _, one in site.databases for group in one.groups}
+            if self.standby:
+                groups.add("database")
             yield Opening(self.port, (*sorted(groups), "controller"), "databases of the platform's services, over TLS")
 
     def artifacts(self) -> Iterable[str]:
@@ -90,7 +115,8 @@ class Settings(RoleSettings):
         return ()
 
     def problems(self, site: Site) -> Iterable[str | Problem]:
-        """Databases that PostgreSQL could not make, or not serve at once."""
+        """Databases that PostgreSQL could not make, or not serve at once; a standby without a node."""
+        yield from self._problems_of_standby(site)
         owners: dict[str, str] = {}
         for role, database in site.databases:
             if not _NAME.fullmatch(database.name) or database.name in _TAKEN:
@@ -105,3 +131,12 @@ class Settings(RoleSettings):
                 f"administration; allow at least {wanted + RESERVED_CONNECTIONS}",
                 "connections",
             )
+
+    def _problems_of_standby(self, site: Site) -> Iterable[Problem]:
+        nodes = [node.name for node in site.in_group("database")]
+        if self.standby and len(nodes) != 2:
+            yield Problem(f"a standby needs two nodes in group database, and there are {len(nodes)}", "standby")
+        elif self.primary is not None and not self.standby:
+            yield Problem("without a standby the first node of the group serves; leave it out", "primary")
+        elif self.primary is not None and self.primary not in nodes:
+            yield Problem(f"{self.primary} is not in group database; name one of {', '.join(nodes)}", "primary")

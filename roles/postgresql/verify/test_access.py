@@ -54,6 +54,7 @@ class Client:
 
     host: NodeHost
     server: str
+    address: str
     port: int
     account: str
     password: Hidden
@@ -64,8 +65,8 @@ class Client:
         """Exit status and all that psql said to statements in one session; it goes on after one that failed."""
         given = re.sub(r"([:\\])", r"\\\1", (password or self.password).reveal())
         where = (
-            f"host={self.server} port={self.port} user={self.account} dbname={database or self.account} "
-            f"sslmode={tls} sslrootcert={SYSTEM_STORE}"
+            f"host={self.server} hostaddr={self.address} port={self.port} user={self.account} "
+            f"dbname={database or self.account} sslmode={tls} sslrootcert={SYSTEM_STORE}"
         )
         words = " ".join(shlex.quote(word) for word in (_CLIENT, "sh", where, *(f"-c{one}" for one in sql)))
         done = self.host.feed(f"sh -c {words}", f"*:*:*:*:{given}\n")
@@ -113,21 +114,18 @@ def declared(site: Site) -> list[tuple[str, Database]]:
 def clients(
     site: Site, settings: Settings, declared: list[tuple[str, Database]], nodes: Nodes, host: NodeHost
 ) -> list[Client]:
-    """Each account, on a node that has psql and that the account may come from."""
+    """Each account on the node that serves, which has psql: at the node's address if clients may be there."""
     try:
         shown = Secrets.of(site).show()
     except MlopsError as error:
         raise NotChecked(f"the site's secrets cannot be read here: {error.message}", error.advice) from None
     found = []
     for role, database in declared:
-        if host.site_node not in settings.clients(site, database):
-            continue
         if database.secret not in shown.get(role, {}):
             raise NotChecked(f"there is no secret {role}/{database.secret} yet", "A deploy makes it.")
-        password = shown[role][database.secret]
-        found.append(Client(host, settings.name(site), settings.port, database.name, password))
-    if not found:
-        raise DoesNotApply(f"no account may come from {host.name}, where psql is")
+        here = host.site_node in settings.clients(site, database)
+        address, password = host.address if here else "127.0.0.1", shown[role][database.secret]
+        found.append(Client(host, settings.name(site), address, settings.port, database.name, password))
     return found
 
 
@@ -208,7 +206,8 @@ def test_declared_nodes_reach_it(
 def test_other_nodes_do_not_reach_it(site: Site, settings: Settings, host: NodeHost, nodes: Nodes) -> None:
     """From a node that no database was declared for, the database server is silent."""
     allowed = {node.name for _, database in site.databases for node in settings.clients(site, database)}
-    others = [name for name in nodes if name not in allowed and name != host.name]
+    allowed |= {node.name for node in settings.hosts(site)}
+    others = [name for name in nodes if name not in allowed]
     if not others:
         raise DoesNotApply("every node of the site may reach it")
     target = (host.address, settings.port)

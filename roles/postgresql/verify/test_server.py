@@ -8,12 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from onprem_mlops.roles import Database
-from onprem_mlops.verify.suite import DoesNotApply, NodeHost, Nodes, NotChecked, Site, listeners
+from onprem_mlops.verify.suite import DoesNotApply, NodeHost, Nodes, NotChecked, Site, listeners, until
 from roles.postgresql.settings import Settings
 
 LEAST_FREE_BYTES = 1 << 30
 LEAST_FREE_SHARE = 0.05
 """Of the databases' disk: with less, a busy hour of the write-ahead log fills it, and the server stops."""
+
+STANDBY_SECONDS = 15
+"""How far a standby may be behind: what is lost at most if the server is."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,11 @@ def test_passwords_are_kept_as_scram(host: NodeHost, asked: Callable[[str], list
 
 
 def test_only_declared_accounts_log_in(
-    site: Site, host: NodeHost, asked: Callable[[str], list[str]], record_property: Callable[[str, object], None]
+    site: Site,
+    settings: Settings,
+    host: NodeHost,
+    asked: Callable[[str], list[str]],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Only accounts of roles that are on can log in, each to one database, and only with TLS and SCRAM.
 
@@ -135,9 +142,11 @@ def test_only_declared_accounts_log_in(
         assert not error, f"{host.name}: a rule cannot be read: {error}"
         if (kind, user, method) == ("local", "postgres", "peer"):
             continue
-        allowed = kind == "hostssl" and method == "scram-sha-256" and count == "1" and user == database in names
+        of_standby = settings.standby and (database, user) == ("replication", "replicator")
+        right = user == database in names or of_standby
+        allowed = kind == "hostssl" and method == "scram-sha-256" and count == "1" and right
         assert allowed, f"{host.name}: a rule lets in what no role asks for: {rule}"
-    accounts = set(asked("select rolname from pg_roles where rolcanlogin and not rolsuper"))
+    accounts = set(asked("select rolname from pg_roles where rolcanlogin and not rolsuper and not rolreplication"))
     databases = set(asked("select datname from pg_database where not datistemplate")) - {"postgres"}
     left = [f"account {name}" for name in sorted(accounts - names)]
     left += [f"database {name}" for name in sorted(databases - names)]
@@ -251,3 +260,35 @@ def test_version(host: NodeHost, asked: Callable[[str], list[str]]) -> None:
     ).split()
     assert installed.startswith(running.split()[0]), f"{host.name}: {running} runs, {installed} is installed"
     assert status == "hi", f"{host.name}: postgresql-{major} is not held: it may restart at night"
+
+
+def test_standby_follows(
+    site: Site, settings: Settings, nodes: Nodes, host: NodeHost, asked: Callable[[str], list[str]]
+) -> None:
+    """The standby has what the server has, over TLS, within seconds, and can be read but not written.
+
+    `journalctl -u 'postgresql@*'` on the standby says why it cannot follow. One that was away for too long has to be
+    copied anew: the role's README says how.
+    """
+    follower = settings.standby_of(site)
+    if follower is None:
+        raise DoesNotApply("the site has no standby")
+    streams = asked(
+        "select application_name, state, ssl from pg_stat_replication left join pg_stat_ssl using (pid)",
+    )
+    assert streams == [f"{follower.name}|streaming|t"], (
+        f"{host.name}: what follows it: {'; '.join(streams) or 'nobody'}"
+    )
+    (position,) = asked("select pg_current_wal_lsn()")
+    there = nodes[follower.name]
+
+    def has_it() -> bool:
+        sql = f"select pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'"
+        return str(there.run("cd / && runuser -u postgres -- psql -XAtqc %s", sql).stdout).strip() == "t"
+
+    caught_up = until(has_it, STANDBY_SECONDS, every=0.5)
+    assert caught_up, f"{follower.name}: it is more than {STANDBY_SECONDS} s behind {host.name}, or follows nobody"
+    said = there.run("cd / && runuser -u postgres -- psql -XAtqc %s", "create table verify_writes (n int)")
+    assert "read-only transaction" in said.stderr, (
+        f"{follower.name}: a write there says {said.stderr.strip() or 'done'}"
+    )

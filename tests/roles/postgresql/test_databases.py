@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onprem_mlops.site import Hidden
-from roles.postgresql.databases import Account, _statements, is_password, verifier
+from roles.postgresql.databases import Account, _replication, _statements, is_password, verifier
 
 FROM_A_SERVER = (
     "SCRAM-SHA-256$4096:/UvYLfT1YfABYDLCd5jaTw==$BrZatLsXzaJ51YEAdbbQEqrAWaR8LoYYVfPkwRC2FBQ="
@@ -28,6 +28,7 @@ def server(account: dict[str, Any] | None = None, database: dict[str, Any] | Non
             "git": {"owner": "git", "public": False} | (database or {}),
         },
         "statistics": True,
+        "slot": False,
     }
 
 
@@ -84,3 +85,20 @@ def test_accounts_and_databases_of_others_are_left_alone() -> None:
     state["accounts"]["stray"] = {"right": False, "connections": -1, "password": ""}
     state["databases"]["stray"] = {"owner": "stray", "public": False}
     assert list(_statements([ACCOUNT], state)) == []
+
+
+def test_a_standby_gets_an_account_and_a_slot_and_loses_them() -> None:
+    done = "\n".join(sql for _, sql in _replication(Hidden("password of the standby"), server()))
+    assert 'CREATE ROLE "replicator" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION' in done
+    assert "pg_create_physical_replication_slot('standby', true)" in done
+    state = server() | {"slot": True}
+    kept = {"right": True, "connections": 5, "password": verifier(Hidden("password of the standby"))}
+    state["accounts"]["replicator"] = kept
+    assert list(_replication(Hidden("password of the standby"), state)) == []
+    gone = [sql for _, sql in _replication(None, state)]
+    assert "DROP ROLE replicator;" in gone[0]
+    assert "pg_drop_replication_slot('standby')" in gone[1]
+
+
+def test_without_a_standby_nothing_is_done_for_one() -> None:
+    assert list(_replication(None, server())) == []

@@ -1,0 +1,73 @@
+"""A second server that follows the first: how its copy is made, and how it takes over."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.operation import Command, operation
+from onprem_mlops.errors import MlopsError
+
+from .databases import PSQL, SLOT
+
+COPY_SECONDS = 6 * 3600
+"""How long a copy may take: a terabyte over a gigabit link, and half as long again."""
+
+
+@operation
+def copied(data: str, programs: str, connection: str) -> Iterator[Command]:
+    """A copy of another server's databases, whole before it has its name, that follows the other one from then on.
+
+    MlopsError where there are databases that follow nobody: they may hold what the other server does not have.
+    """
+    kind = probe(
+        f"if [ -e {data}/standby.signal ]; then echo follows; elif [ -s {data}/PG_VERSION ]; then echo own; fi"
+    )
+    if kind.text.strip() == "own":
+        raise MlopsError(
+            f"{data} holds databases that were written here, and this node is to follow another one",
+            "Once nothing in them is needed, on the node: systemctl disable --now 'postgresql@*'; "
+            f"mv {data} {data}.old. Then deploy again.",
+        )
+    if kind.text.strip() == "follows":
+        return
+    new = f"{data}.mlops-new"
+    folder = data.rpartition("/")[0]
+    yield Command(
+        f"cd / && rm -rf {new} && install -d -o postgres -g postgres {folder.rpartition('/')[0]} {folder} && "
+        f"runuser -u postgres -- {programs}/pg_basebackup -D {new} -d {shlex.quote(connection)} -X stream -S {SLOT} "
+        f"-c fast --no-password && rm -f {new}/postgresql.auto.conf && "
+        f"install -o postgres -g postgres -m 600 /dev/null {new}/postgresql.auto.conf && "
+        f"install -o postgres -g postgres -m 600 /dev/null {new}/standby.signal && sync -f {new} && mv -T {new} {data}",
+        timeout=COPY_SECONDS,
+    )
+
+
+def refuse_while_led(others: tuple[str, ...], port: int) -> None:
+    """Raise MlopsError where a server that is to lead follows one that still runs.
+
+    Two that lead would each take what the other never sees.
+
+    Args:
+        others: addresses of the servers that may have led before.
+        port: of all of them.
+    """
+    sender = "coalesce((select sender_host from pg_stat_wal_receiver where status = 'streaming'), '')"
+    said = probe(f'{PSQL} -c "select pg_is_in_recovery(), {sender}"').text.strip()
+    if not said.startswith("t"):
+        return
+    answering = [one for one in others if probe(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{one}/{port}'").ok]
+    for other in filter(None, (said.partition("|")[2], *answering)):
+        raise MlopsError(
+            f"the server at {other} still runs, and this one, which follows it, is to take its place",
+            "Stop it first, on its node: systemctl disable --now 'postgresql@*'. Then deploy again. If it is to go on "
+            "leading, say so in site.yaml.",
+        )
+
+
+@operation
+def promoted() -> Iterator[Command]:
+    """A server that followed another one leads from now on."""
+    if probe(f"{PSQL} -c 'select pg_is_in_recovery()'").text.strip() == "t":
+        yield Command(f"{PSQL} -c 'select 1 / pg_promote(true, 60)::int'", timeout=120)
