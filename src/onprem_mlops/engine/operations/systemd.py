@@ -34,7 +34,7 @@ def service(
     name = shlex.quote(unit)
     if now.stale or now.load == "not-found":
         yield Command("systemctl daemon-reload")
-    if enabled and now.enabled in ("disabled", ""):
+    if enabled and now.enabled in ("disabled", "enabled-runtime", ""):
         yield Command(f"systemctl enable --quiet {name}")
     if not enabled and now.enabled == "enabled":
         yield Command(f"systemctl disable --quiet {name}")
