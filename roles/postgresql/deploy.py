@@ -92,7 +92,7 @@ def serve(ctx: Context[Settings]) -> None:
     machine, paths = _prepare(ctx)
     _cluster(ctx, paths)
     # Before its configuration changes: with that it no longer knows whom it followed.
-    standby.refuse_while_led(_others(ctx), ctx.settings.port)
+    standby.refuse_while_led(_others(ctx), ctx.settings.port, unit=paths.unit)
     _configure(ctx, machine, paths)
     standby.promoted("the server leads, and follows nobody")
     databases.laid_down(
@@ -113,7 +113,7 @@ def follow(ctx: Context[Settings]) -> None:
     machine, paths = _prepare(ctx)
     # Written before there is a copy: with it the copy is made.
     _replication_password(ctx, paths)
-    standby.copied("a copy of the databases", paths.data, paths.programs, _connection(ctx, paths))
+    standby.copied("a copy of the databases", paths.data, paths.programs, _connection(ctx, paths), unit=paths.unit)
     _configure(ctx, machine, paths)
 
 

@@ -16,7 +16,7 @@ COPY_SECONDS = 6 * 3600
 
 
 @operation
-def copied(data: str, programs: str, connection: str) -> Iterator[Command]:
+def copied(data: str, programs: str, connection: str, *, unit: str) -> Iterator[Command]:
     """A copy of another server's databases, whole before it has its name, that follows the other one from then on.
 
     MlopsError where there are databases that follow nobody: they may hold what the other server does not have.
@@ -27,8 +27,8 @@ def copied(data: str, programs: str, connection: str) -> Iterator[Command]:
     if kind.text.strip() == "own":
         raise MlopsError(
             f"{data} holds databases that were written here, and this node is to follow another one",
-            "Once nothing in them is needed, on the node: systemctl disable --now 'postgresql@*'; "
-            f"mv {data} {data}.old. Then deploy again.",
+            f"Once nothing in them is needed, on the node: systemctl stop {unit}; mv {data} {data}.old; "
+            f"systemctl unmask {unit}. Then deploy again.",
         )
     if kind.text.strip() == "follows":
         return
@@ -44,7 +44,7 @@ def copied(data: str, programs: str, connection: str) -> Iterator[Command]:
     )
 
 
-def refuse_while_led(others: tuple[str, ...], port: int) -> None:
+def refuse_while_led(others: tuple[str, ...], port: int, *, unit: str) -> None:
     """Raise MlopsError where a server that is to lead follows one that still runs.
 
     Two that lead would each take what the other never sees.
@@ -52,6 +52,7 @@ def refuse_while_led(others: tuple[str, ...], port: int) -> None:
     Args:
         others: addresses of the servers that may have led before.
         port: of all of them.
+        unit: what runs each of them.
     """
     sender = "coalesce((select sender_host from pg_stat_wal_receiver where status = 'streaming'), '')"
     said = probe(f'{PSQL} -c "select pg_is_in_recovery(), {sender}"').text.strip()
@@ -61,8 +62,8 @@ def refuse_while_led(others: tuple[str, ...], port: int) -> None:
     for other in filter(None, (said.partition("|")[2], *answering)):
         raise MlopsError(
             f"the server at {other} still runs, and this one, which follows it, is to take its place",
-            "Stop it first, on its node: systemctl disable --now 'postgresql@*'. Then deploy again. If it is to go on "
-            "leading, say so in site.yaml.",
+            f"Stop it first, on its node: systemctl mask --now {unit}. Then deploy again. If it is to go on leading, "
+            "say so in site.yaml.",
         )
 
 
