@@ -185,13 +185,12 @@ def _public_host_key(ctx: Context[Settings]) -> str:
 
 
 def _configuration(ctx: Context[Settings]) -> tuple[str, str]:
-    gateway = {name for one in ctx.settings.routes(ctx.site) for name in one.nodes}
-    proxies = [str(node.address) for node in ctx.site.nodes if node.name in gateway] or ["127.0.0.1"]
+    gateways = ctx.settings_of("gateway").hosts(ctx.site) if ctx.site.is_on("gateway") else ()
     values = {
         "paths": PATHS,
         "database": ctx.settings_of("postgresql"),
         "storage": urlsplit(ctx.settings_of("object_store").internal_endpoint(ctx.site)).netloc,
-        "proxies": proxies,
+        "proxies": [str(node.address) for node in gateways],
     }
     files.content("settings of Gitea", PATHS.settings, ctx.render("app.ini.j2", **values))
     files.content("unit of Gitea", PATHS.unit, ctx.render("gitea.service.j2", paths=PATHS))

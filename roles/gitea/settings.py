@@ -229,9 +229,10 @@ class Settings(RoleSettings):
             yield Certificate("gitea", dns=names, addresses=(node.address,))
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
-        """HTTPS and SSH: for people through the gateway, for nodes and pods directly, and for verification."""
+        """HTTPS and SSH: for the gateway alone where there is one, and for verification."""
         if node in self.hosts(site):
-            who = ("nodes", "pods", "controller")
+            gateway = "gateway" if site.in_group("gateway") else "services"
+            who = (gateway, "controller") if site.is_on("gateway") else ("nodes", "pods", "controller")
             yield Opening(self.port, who, "Gitea: web interface, Git over HTTPS, registries")
             yield Opening(self.ssh_listens(site), who, "Git over SSH")
 

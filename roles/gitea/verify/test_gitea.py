@@ -211,6 +211,19 @@ def pushed_and_cloned(environment: Mapping[str, str], remote: str, folder: Path)
 # --- what is served, and to whom
 
 
+def test_health(site: Site, settings: Settings, nodes: Nodes) -> None:
+    """Gitea answers, and reaches its database.
+
+    `journalctl -u gitea` on its node says why not; a full disk, a database or an object store that is down end it.
+    """
+    host = nodes[settings.hosts(site)[0].name]
+    said = host.run(f"curl -sS --max-time 10 --cacert {SYSTEM_STORE} {settings.endpoint(site)}{settings.health}")
+    assert said.rc == 0, f"{host.name}: {said.stderr.strip()}"
+    answer = json.loads(said.stdout)
+    wrong = sorted(name for name, of in answer["checks"].items() if of[0]["status"] != "pass")
+    assert answer["status"] == "pass" and not wrong, f"{host.name}: not well: {', '.join(wrong) or answer}"
+
+
 def test_certificate(site: Site, settings: Settings, controller: Controller, service: Service) -> None:
     """Gitea's own certificate is signed by the site's authority, has its names, and is good for weeks.
 
