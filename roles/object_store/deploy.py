@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 
-from onprem_mlops.engine.operations import apt, files, server, systemd
+from onprem_mlops.engine.operations import apt, files, server, shell, systemd
 from onprem_mlops.roles import Context, removal, step
 from onprem_mlops.site import Hidden
 from roles.object_store import contents as wanted
@@ -53,6 +54,13 @@ def serve(ctx: Context[Settings]) -> None:
         "object store with this configuration",
         "onprem-minio.service",
         configuration=(BINARY, ENVIRONMENT, UNIT, CHAIN, KEY),
+    )
+    # A running server takes no notice of an empty drive in the place of one that it knew; as it starts it does.
+    formatted = " && ".join(f"[ -e {shlex.quote(drive)}/.minio.sys/format.json ]" for drive in ctx.settings.drives)
+    shell.run(
+        "drives that were replaced take part, and are filled from the others",
+        "systemctl restart onprem-minio.service",
+        unless=f"! systemctl -q is-active onprem-minio.service || {{ {formatted}; }}",
     )
 
 

@@ -191,7 +191,7 @@ def test_objects_are_encrypted(store: Store, settings: Settings, hosts: list[Nod
     written = readable = 0
     for host in hosts:
         for drive in settings.drives:
-            written += len(host.lines("find %s -type f", f"{drive}/{bucket}"))
+            written += len(host.run("find %s -type f", f"{drive}/{bucket}").stdout.splitlines())
             readable += host.run("grep -rqF %s %s", marker, f"{drive}/{bucket}").rc == 0
     assert written >= 2, "the objects are not on the drives, so nothing was looked at"
     assert not readable, f"the content can be read on {readable} drives"
