@@ -61,6 +61,11 @@ class Settings(RoleSettings):
         description="How long a service or a client may say nothing before its connection ends. Not the length of a "
         "transfer, which may go on for hours; the default lets a service think about a large upload.",
     )
+    http2: bool = Field(
+        False,
+        description="Whether HTTP/2 is offered. Off: libcurl 7.88, which is Debian 12's and its Git's, damages or hangs "
+        "in uploads of tens of megabytes over HTTP/2 (seen in pushes through the gateway, and past it).",
+    )
     memory: str = Field(
         "512M",
         pattern=r"^[1-9][0-9]*[MG]$",
