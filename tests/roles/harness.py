@@ -37,7 +37,6 @@ from onprem_mlops.engine.facts import (
     UnitState,
 )
 from onprem_mlops.engine.operation import RUN, Command, Outcome
-from onprem_mlops.engine.operations.files import MARKER
 from onprem_mlops.engine.operations.kubectl import Answer, ApiObject
 from onprem_mlops.engine.operations.network import ruleset_text
 from onprem_mlops.engine.operations.rest import Answer as RestAnswer
@@ -173,9 +172,6 @@ class FakeNode:
 
     def _after_download(self, path: str, source: PublishedFile, *, authority: str, mode: str = "755") -> None:
         self.states[path] = FileState("file", mode, "root", "root", source.size, source.sha256)
-
-    def _after_unpacked(self, path: str, source: PublishedFile, *, authority: str) -> None:
-        self._write(f"{path}/{MARKER}", f"{source.sha256}\n", "644", "root", "root")
 
     def _after_installed(self, path: str, source: PublishedFile, **_: Any) -> None:
         self.states[path] = FileState("file", "755", sha256=source.sha256)

@@ -260,6 +260,8 @@ def test_nobody_can_register(service: Service, controller: Controller) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = controller.request("POST", f"{service.url}/user/sign_up", headers=headers, body=form.encode())
     there = service.ask("GET", f"/users/search?q={name}")["data"]
+    if there:
+        service.ask("DELETE", f"/admin/users/{name}?purge=true")
     assert not there, f"{service.url}: somebody registered as {name} (HTTP {answer.status})"
     assert answer.status in (403, 404), f"{service.url}/user/sign_up answers HTTP {answer.status}"
 

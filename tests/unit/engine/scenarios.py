@@ -389,13 +389,19 @@ def archives(folder: Path) -> None:
         return {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
 
     assert lay_down({"a/one": "1", "two": "2"}).result.ok
-    assert there() == {"a/one", "two", files.MARKER}
-    (target / "two").unlink()
+    listing = f"{files.MARKER}.listing"
+    assert there() == {"a/one", "two", files.MARKER, listing}
     assert lay_down({"a/one": "1", "two": "2"}).changes() == []
+    (target / "two").unlink()
+    (target / "a" / "one").write_text("3")
+    (target / "b").mkdir()
+    assert lay_down({"a/one": "1", "two": "2"}).result.ok
+    assert ((target / "a" / "one").read_text(), there()) == ("1", {"a/one", "two", files.MARKER, listing})
+    assert not (target / "b").exists()
     assert not lay_down({"a/one": "1"}, pinned=False).result.ok
     assert "a/one" in there(), "a download that fails must leave what was there"
     assert lay_down({"three": "3"}).result.ok
-    assert there() == {"three", files.MARKER}
+    assert there() == {"three", files.MARKER, listing}
     assert [path.name for path in target.parent.iterdir()] == ["assets"]
 
 

@@ -234,31 +234,37 @@ def download(path: str, source: PublishedFile, *, authority: str, mode: str = "7
 MARKER = ".onprem-mlops"
 """File in an unpacked folder: the checksum of the archive that it came from."""
 
+_LISTING = f"find . -mindepth 1 ! -path './{MARKER}*' -printf '%y %s %T@ %m %u %P %l\\n' | LC_ALL=C sort"
+"""Shell: what an unpacked folder holds, by kind, size, time, mode and owner; reading all of it would take seconds."""
+
 
 @operation
 def unpacked(path: str, source: PublishedFile, *, authority: str) -> Iterator[Command]:
     """A folder that holds what a tar of the artifact store holds and nothing else, fetched and checked like `download`.
 
-    It belongs to root and everybody may read it. The old folder gives way once the new one is whole.
+    It belongs to root and everybody may read it. The old folder gives way once the new one is whole. One in which
+    something was changed, added or removed since is laid down anew.
 
     Args:
         path: the folder.
         source: the tar that the store publishes (`ctx.file(...)`).
         authority: path on the node of the site authority's certificate, which the mirror must be signed by.
     """
-    mark = f"{source.sha256}\n"
-    now: str | None = host.get_fact(FileText, path=f"{path}/{MARKER}")
-    if now == mark:
+    whole = (
+        f'cd {shlex.quote(path)} && [ "$(cat {MARKER})" = {source.sha256} ] && {_LISTING} | cmp -s - {MARKER}.listing'
+    )
+    if host.get_fact(Probe, command=whole).ok:
         return
+    now: str | None = host.get_fact(FileText, path=f"{path}/{MARKER}")
     target, new, old = shlex.quote(path), shlex.quote(f"{path}.mlops-new"), shlex.quote(f"{path}.mlops-old")
     archive = shlex.quote(f"{path}.mlops-new.tar")
     yield Command(
         f"{_with_parents(path)} && rm -rf {new} {old} && mkdir {new} && {_fetched(archive, source, authority)} "
         f"&& tar -xf {archive} -C {new} --no-same-owner && rm -f {archive} "
-        f"&& echo {source.sha256} >{new}/{MARKER} && sync -f {new} "
+        f"&& ( cd {new} && {_LISTING} >{MARKER}.listing && echo {source.sha256} >{MARKER} ) && sync -f {new} "
         f"&& {{ [ ! -e {target} ] || mv -T {target} {old}; }} && mv -T {new} {target} && rm -rf {old} "
         f"|| {{ rm -rf {new} {archive}; exit 1; }}",
-        diff=Diff(path, now, mark),
+        diff=Diff(path, now, f"{source.sha256}\n"),
         timeout=1000,
     )
 
