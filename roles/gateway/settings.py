@@ -63,8 +63,8 @@ class Settings(RoleSettings):
     )
     http2: bool = Field(
         False,
-        description="Whether HTTP/2 is offered. Off: libcurl 7.88, which is Debian 12's and its Git's, damages or hangs "
-        "in uploads of tens of megabytes over HTTP/2 (seen in pushes through the gateway, and past it).",
+        description="Whether HTTP/2 is offered. Off: libcurl 7.88, which is Debian 12's and its Git's, damages uploads "
+        "of tens of megabytes over HTTP/2 or hangs in them (seen in pushes through the gateway, and past it).",
     )
     memory: str = Field(
         "512M",
