@@ -222,7 +222,7 @@ def _cluster(ctx: Context[Settings], paths: Paths) -> None:
         f"{lost} || {{ echo '{said}; mount its disk, or run ./mlops remove --role {ctx.role} to begin anew' >&2; "
         f"exit 1; }}; cd / && rm -rf {new} && install -d -o postgres -g postgres {DATA} {DATA}/{paths.major} && "
         f"runuser -u postgres -- {paths.programs}/initdb -D {new} --data-checksums --encoding=UTF8 --locale=C.UTF-8 "
-        "--auth-local=peer --auth-host=reject --no-instructions >/dev/null && "
+        "--auth-local=peer --auth-host=reject --no-instructions --no-sync >/dev/null && "
         # What is read lies in /etc; copies beside the data would only mislead.
         f"rm {new}/postgresql.conf {new}/pg_hba.conf {new}/pg_ident.conf && sync -f {new} && mv -T {new} {data}",
         unless=f"[ -s {data}/PG_VERSION ]",
