@@ -57,13 +57,12 @@ def select(
     _known("role", role, on)
     _known("node", node, [one.name for one in site.nodes])
     suites = {name: _suite(name, roles[name].folder / "verify") for name in on if role in (None, name)}
+    across = [_suite(phase.name, phase_suites / phase.name) for phase in wanted if role is None]
     nodes = [one.name for one in site.nodes if node in (None, one.name)]
-    of_nodes = [_node_unit(site, roles, suites, name) for name in nodes]
+    of_nodes = [_node_unit(site, roles, suites, across, name) for name in nodes]
     of_site: list[Unit] = []
     if node is None:
-        whole = list(suites.values())
-        if role is None:
-            whole += [_suite(phase.name, phase_suites / phase.name) for phase in wanted]
+        whole = [*suites.values(), *across]
         # Last roles first: they stand on the others and wait longest (pods that start, names that spread).
         of_site = [Unit(SITE, (suite,)) for suite in reversed(whole)]
     units = tuple(unit for unit in (*of_site, *of_nodes) if any(suite.files for suite in unit.suites))
@@ -80,13 +79,15 @@ def _suite(name: str, folder: Path) -> Suite:
     return Suite(name, tuple(sorted(folder.glob("test_*.py"))))
 
 
-def _node_unit(site: Site, roles: Mapping[str, Role], suites: Mapping[str, Suite], node: str) -> Unit:
+def _node_unit(
+    site: Site, roles: Mapping[str, Role], suites: Mapping[str, Suite], across: Iterable[Suite], node: str
+) -> Unit:
     mine = [
         suite
         for name, suite in suites.items()
         if node in {one.name for one in site.in_group(*roles[name].groups)} and suite.files
     ]
-    return Unit(node, tuple(mine))
+    return Unit(node, (*mine, *(suite for suite in across if suite.files)))
 
 
 def _known(what: str, name: str | None, names: list[str]) -> None:

@@ -24,7 +24,8 @@ def test_each_node_gets_the_suites_of_its_roles(make_site: MakeSite) -> None:
     (site.folder / "phases" / "testing" / "test_all.py").write_text("")
     units = select(site, site_roles(site), [phase(site)], phase_suites=site.folder / "phases")
     of_site = [["testing"], ["disk"], ["front"]]
-    assert _names(units) == [*(("", names) for names in of_site), ("one", ["front"]), ("two", ["front", "disk"])]
+    of_nodes = [("one", ["front", "testing"]), ("two", ["front", "disk", "testing"])]
+    assert _names(units) == [*(("", names) for names in of_site), *of_nodes]
 
 
 def test_role_and_node_narrow_it(make_site: MakeSite) -> None:
