@@ -49,6 +49,8 @@ def test_a_database_opens_the_port_to_the_nodes_of_its_clients(tmp_path: Path) -
         ("()", {"memory": "1MiB"}, "too little for a database server"),
         ("()", {"archive_command": "cp '%p' /srv"}, "archive_command"),
         ("()", {"connections": 10}, "connections"),
+        ("()", {"standby": True}, "a standby needs two nodes in group database, and there are 0"),
+        ("()", {"primary": "s1"}, "without a standby the first node of the group serves"),
     ],
 )
 def test_what_could_not_be_served_is_refused(
