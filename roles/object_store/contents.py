@@ -105,6 +105,12 @@ def bucket(mc: str, name: str, wanted: Bucket, kept: DataClass, found: State) ->
             f"{mc} retention set --default governance {kept.lock_days}d {at}",
             unless=_lock(now) == ("GOVERNANCE", f"{kept.lock_days}DAYS"),
         )
+    # Rights are users' own; a policy of the bucket itself, which may let in everybody, is nothing that the site knows.
+    shell.run(
+        f"{name} has no policy of its own",
+        f"{mc} anonymous set none {at}",
+        unless=(now.get("Policy") or {}).get("type", "none") == "none",
+    )
     quota = f"set {at} --size {wanted.quota}B" if wanted.quota else f"clear {at}"
     shell.run(f"quota of {name}", f"{mc} quota {quota}", unless=found.quotas.get(name, 0) == (wanted.quota or 0))
     _rules(mc, name, kept, now)

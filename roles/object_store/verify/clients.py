@@ -100,13 +100,13 @@ def opened(site: Site, settings: Settings, url: str, folder: Path) -> Iterator[S
         yield Store(site, settings, url, authority)
 
 
-def refusal(call: Callable[[], Any]) -> tuple[int, str]:
+def refusal(call: Callable[[], Any], what: str = "the call") -> tuple[int, str]:
     """HTTP status and code with which a call is refused. AssertionError if it is not."""
     try:
         call()
     except ClientError as error:
         return error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
-    raise AssertionError("the call was answered and not refused")
+    raise AssertionError(f"{what} was answered and not refused")
 
 
 def emptied(s3: Any, bucket: str) -> None:
