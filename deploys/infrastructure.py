@@ -45,6 +45,11 @@ PHASE = Phase(
         Use("object_store", here=("node.packages",)),
         Use("gateway", after=("mirror",), here=("node.packages",)),
         Use("gitea", here=("node.packages",), steps={"serve": needs("postgresql", "object_store")}),
+        Use(
+            "gitea_runner",
+            here=("node.packages",),
+            steps={"actions": needs("gitea"), "serve": needs("gitea", "gateway")},
+        ),
         # Its environment is made while the services that it needs come up.
         Use("mlflow", here=("node.packages",), steps={"serve": needs("postgresql", "object_store")}),
     ),

@@ -141,6 +141,8 @@ def _secrets(ctx: Context[Settings]) -> tuple[str, ...]:
         PATHS.host_key.rpartition("/")[2]: _host_key(ctx),
         PATHS.secret_settings.rpartition("/")[2]: _secret_settings(ctx),
     }
+    if ctx.site.is_on("gitea_runner"):
+        wanted["runner_token"] = ctx.secret_of("gitea_runner", "registration_token")
     for name, text in wanted.items():
         files.content(f"secret {name}", f"{PATHS.secrets}/{name}", text, mode="640", group=group)
     certificate = ctx.certificate("gitea")

@@ -1,0 +1,217 @@
+"""Lays down the runner: slots that each run one job and begin anew, their cache, and the site's own actions."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.operations import apt, files, server, shell, systemd
+from onprem_mlops.roles import Context, removal, step
+
+from .repository import Repository, repositories
+from .settings import LOOPBACK_PORTS, Settings
+
+ON = ("services", "runner")
+CACHE_USER = "onprem-gitea-cache"
+SLOTS = "onprem-gitea-runner@"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie on the node, and what units are called."""
+
+    program: str = "/usr/local/bin/gitea-runner"
+    programs: str = "/usr/local/lib/onprem-gitea-runner"
+    slot: str = "/usr/local/lib/onprem-gitea-runner/slot"
+    node: str = "/usr/local/lib/onprem-gitea-runner/bin/node"
+    configuration: str = "/etc/onprem-gitea-runner"
+    token: str = "/etc/onprem-gitea-runner/registration-token"  # noqa: S105 - a path
+    runner_configuration: str = "/etc/onprem-gitea-runner/runner.yaml"
+    cache_configuration: str = "/etc/onprem-gitea-runner/cache.yaml"
+    rules: str = "/etc/onprem-gitea-runner/network.nft"
+    network_unit: str = "onprem-gitea-runner-network.service"
+    cache_unit: str = "onprem-gitea-cache.service"
+    proxy_socket: str = "onprem-gitea-cache-proxy.socket"
+    proxy_unit: str = "onprem-gitea-cache-proxy.service"
+
+    def unit(self, name: str) -> str:
+        """The file of a unit."""
+        return f"/etc/systemd/system/{name}"
+
+
+PATHS = Paths()
+SLOT_UNIT = PATHS.unit(f"{SLOTS}.service")
+
+
+@step(on=("services", "git"))
+def actions(ctx: Context[Settings]) -> None:
+    """The site's own actions, on Gitea itself: `actions/checkout` and the others, under the tag that workflows name."""
+    gitea = ctx.settings_of("gitea")
+    if ctx.node not in gitea.hosts(ctx.site):
+        return
+    api = f"curl -fsS --max-time 20 --header @{gitea.token_header} -H 'Content-Type: application/json'"
+    url, owner = f"{gitea.endpoint(ctx.site)}/api/v1", ctx.settings.organisation
+    found = [Repository.read(folder) for folder in repositories(ctx.folder / "actions")]
+    there = probe(
+        "; ".join(
+            f'echo "{one.name} $({api} {url}/repos/{owner}/{one.name}/git/refs/tags/{one.tag} '
+            "| jq -r '.[0].object.sha // .object.sha')\""
+            for one in found
+        )
+    )
+    tagged = dict(line.split(" ", 1) for line in there.text.splitlines() if " " in line)
+    shell.run(
+        f"organisation {owner}",
+        f'{api} -o /dev/null {url}/orgs -d \'{{"username": "{owner}", "visibility": "public"}}\'',
+        unless=all(tagged.get(one.name) for one in found) or f"{api} -o /dev/null {url}/orgs/{owner}",
+    )
+    for one in found:
+        _published(ctx, one, tagged.get(one.name, ""))
+
+
+def _published(ctx: Context[Settings], one: Repository, tagged: str) -> None:
+    """One action's repository, whose tag is at the commit that its files make."""
+    gitea, owner = ctx.settings_of("gitea"), ctx.settings.organisation
+    api = f"curl -fsS --max-time 20 --header @{gitea.token_header} -H 'Content-Type: application/json' -o /dev/null"
+    url = gitea.endpoint(ctx.site)
+    wanted = f'{{"name": "{one.name}", "private": false, "default_branch": "main"}}'
+    push = (
+        'set -e; work=$(mktemp -d); trap \'rm -rf "$work"\' EXIT; base64 -d >"$work/import"; '
+        f"{api} {url}/api/v1/repos/{owner}/{one.name} 2>/dev/null "
+        f"|| {api} {url}/api/v1/orgs/{owner}/repos -d '{wanted}'; "
+        'git init -q --bare "$work/git"; git -C "$work/git" fast-import --quiet <"$work/import"; '
+        # The administrator's token, in the environment of this command alone.
+        f'GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=http.extraHeader GIT_CONFIG_VALUE_0="$(cat {gitea.token_header})" '
+        f'git -C "$work/git" push -q --force {url}/{owner}/{one.name}.git main {one.tag}'
+    )
+    stdin = base64.encodebytes(one.import_stream()).decode()
+    shell.run(f"action {owner}/{one.name}@{one.tag}", push, unless=tagged == one.commit, stdin=stdin)
+
+
+@step(on=ON)
+def install(ctx: Context[Settings]) -> None:
+    """The program, what jobs find beside it, and the accounts."""
+    if ctx.node not in ctx.settings.hosts(ctx.site):
+        return
+    apt.packages("what jobs work with", *ctx.settings.packages, "curl", "jq", "nftables")
+    for slot in ctx.settings.slots:
+        server.user(f"account of jobs in slot {slot}", ctx.settings.user(slot), system=True)
+    server.user("account of the cache", CACHE_USER, system=True)
+    # Nobody but root may read the program: the kernel then keeps a job out of the memory of the runner that runs it,
+    # which holds the secret of the cache.
+    files.download(
+        "program of the runner",
+        PATHS.program,
+        ctx.file("gitea-runner", "gitea-runner"),
+        authority=ctx.settings_of("node").authority_path,
+        mode="711",
+    )
+    files.content("what stands in for Node", PATHS.node, ctx.render("node.sh.j2"), mode="755")
+
+
+@step(on=ON, after=("install", "actions"))
+def serve(ctx: Context[Settings]) -> None:
+    """The cache, the packet filter of jobs, and the slots, which register as soon as they start."""
+    if ctx.node not in ctx.settings.hosts(ctx.site):
+        return
+    files.directory("configuration of the runner", PATHS.configuration, mode="711")
+    _cache(ctx)
+    _network(ctx)
+    labels = _labels(ctx)
+    gitea = ctx.settings_of("gitea")
+    secret = ctx.secret("cache_secret").reveal()
+    values = {"paths": PATHS, "labels": labels, "url": gitea.root_url(ctx.site).rstrip("/")}
+    files.content("registration token", PATHS.token, ctx.secret("registration_token"), mode="600")
+    files.content(
+        "configuration of the runner",
+        PATHS.runner_configuration,
+        ctx.render("runner.yaml.j2", secret=secret, **values),
+        mode="600",
+        secret=True,
+    )
+    version = "v" + ctx.file("gitea-runner", "gitea-runner").version
+    files.content(
+        "what goes on around a job", PATHS.slot, ctx.render("slot.sh.j2", version=version, **values), mode="755"
+    )
+    files.content("unit of the slots", SLOT_UNIT, ctx.render("onprem-gitea-runner@.service.j2", **values))
+    read = (PATHS.program, PATHS.slot, SLOT_UNIT, PATHS.runner_configuration, PATHS.token)
+    for slot in ctx.settings.slots:
+        systemd.service(f"slot {slot}", f"{SLOTS}{slot}.service", configuration=read)
+    _fewer(ctx)
+
+
+def _cache(ctx: Context[Settings]) -> None:
+    secret = ctx.secret("cache_secret").reveal()
+    text = ctx.render("cache.yaml.j2", secret=secret)
+    files.content(
+        "configuration of the cache", PATHS.cache_configuration, text, mode="640", group=CACHE_USER, secret=True
+    )
+    for unit in (PATHS.cache_unit, PATHS.proxy_socket, PATHS.proxy_unit):
+        files.content(f"unit {unit}", PATHS.unit(unit), ctx.render(f"{unit}.j2", paths=PATHS))
+    read = (PATHS.cache_configuration, PATHS.program, PATHS.unit(PATHS.cache_unit))
+    systemd.service("cache with this configuration", PATHS.cache_unit, configuration=read)
+    systemd.service("way to the cache", PATHS.proxy_socket, configuration=(PATHS.unit(PATHS.proxy_socket),))
+
+
+def _network(ctx: Context[Settings]) -> None:
+    rules = ctx.render(
+        "network.nft.j2",
+        users=[ctx.settings.user(slot) for slot in ctx.settings.slots],
+        targets=_targets(ctx),
+        loopback=LOOPBACK_PORTS,
+    )
+    files.content("what jobs may reach", PATHS.rules, rules, check="nft -c -f {}")
+    unit = PATHS.unit(PATHS.network_unit)
+    files.content("unit of what jobs may reach", unit, ctx.render(f"{PATHS.network_unit}.j2", paths=PATHS))
+    systemd.service("packet filter of jobs", PATHS.network_unit, configuration=(PATHS.rules, unit))
+
+
+def _targets(ctx: Context[Settings]) -> list[tuple[str, int]]:
+    """Addresses and ports that every job may reach: Gitea, the mirror, and what the gateway serves."""
+    gitea = ctx.settings_of("gitea")
+    mirror, root = urlsplit(ctx.site.mirror_url), urlsplit(gitea.root_url(ctx.site))
+    found = {(str(gitea.hosts(ctx.site)[0].address), int(gitea.port))}
+    for url in (mirror, root):
+        found.add((str(ctx.names[str(url.hostname)]), url.port or 443))
+    return sorted(found)
+
+
+def _labels(ctx: Context[Settings]) -> list[str]:
+    """What workflows may ask for with `runs-on`: what the node is, and what the site file adds."""
+    lines = probe('. /etc/os-release; echo "$ID-$VERSION_ID"; nproc').text.split()
+    release, cpus = lines if len(lines) == 2 else ("debian", "1")
+    found = [release, "linux-amd64", f"cpus-{cpus}", ctx.node.name]
+    found += (f"gpu-{gpu.model.lower()}{'-simulated' if gpu.simulated else ''}" for gpu in ctx.node.facts.gpus)
+    return list(dict.fromkeys([*found, *ctx.settings.labels]))
+
+
+def _fewer(ctx: Context[Settings]) -> None:
+    """Slots beyond the capacity are gone, with their accounts."""
+    beyond = f"systemctl list-units --all --plain --no-legend '{SLOTS}*' | sed 's/.*@\\([0-9]*\\).*/\\1/'"
+    for slot in probe(beyond).text.split():
+        if slot.isdigit() and int(slot) > ctx.settings.capacity:
+            systemd.gone(f"no slot {slot}", f"{SLOTS}{slot}.service")
+            server.no_user(f"no account of slot {slot}", ctx.settings.user(int(slot)))
+
+
+@removal(on=ON)
+def remove(ctx: Context[Settings]) -> None:
+    """Take the runner off. The cache can be filled again, and goes; actions and artifacts are Gitea's."""
+    for slot in range(1, 33):
+        if ctx.settings.capacity >= slot or probe(f"getent passwd {ctx.settings.user(slot)}").ok:
+            systemd.gone(f"no slot {slot}", f"{SLOTS}{slot}.service")
+            server.no_user(f"no account of slot {slot}", ctx.settings.user(slot))
+    units = (PATHS.proxy_socket, PATHS.proxy_unit, PATHS.cache_unit, PATHS.network_unit)
+    for unit in units:
+        systemd.gone(f"no {unit}", unit)
+    files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in units))
+    for path in (PATHS.configuration, PATHS.programs, ctx.settings.data, ctx.settings.cache):
+        files.absent(f"no {PurePosixPath(path).name}", path, recursive=True)
+    files.absent("no folders of slots", "/run/onprem-gitea-runner", recursive=True)
+    files.absent("no program", PATHS.program)
+    server.no_user("no account of the cache", CACHE_USER)
+    apt.purged("what jobs worked with, if it came with this role", *ctx.settings.packages, "jq", "curl", "nftables")
+    systemd.reloaded("systemd forgets the units")

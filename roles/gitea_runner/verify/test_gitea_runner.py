@@ -1,0 +1,356 @@
+"""Workflows as people find them: pushed, run, seen; and what a job that means harm gets at: nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import secrets
+import shlex
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from onprem_mlops.verify.suite import NodeHost, Nodes, NotChecked, Site
+from roles.gitea_runner.settings import Settings
+
+SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
+RUN_SECONDS = 90
+
+WORK = """
+on: [push]
+jobs:
+  first:
+    runs-on: {label}
+    steps:
+      - uses: actions/checkout@v4
+      - run: grep -q private-content content.txt && echo "checked out $(git rev-parse HEAD)"
+      - id: cache
+        uses: actions/cache@v4
+        with: {{path: kept, key: "key-{marker}"}}
+      - run: echo "hit=${{{{ steps.cache.outputs.cache-hit }}}} kept=$(cat kept/file 2>/dev/null)"
+      - run: mkdir -p kept out && echo {marker} >kept/file && echo {marker} >out/result.txt
+      - uses: actions/upload-artifact@v4
+        with: {{name: result, path: out}}
+  second:
+    runs-on: {label}
+    needs: [first]
+    steps:
+      - uses: actions/download-artifact@v4
+        with: {{name: result, path: got}}
+      - run: echo "downloaded=$(cat got/result.txt)"
+"""
+
+FAILS = """
+on: [push]
+jobs:
+  fails:
+    runs-on: {label}
+    steps:
+      - run: exit 3
+"""
+
+HOSTILE = """
+on: [push]
+jobs:
+  hostile:
+    runs-on: {label}
+    steps:
+      - run: |
+          canary={half}""{other}
+          echo "found=$(find / -xdev -type f -readable -not -path '/proc/*' -not -path '/sys/*' -size -2 \\
+            -exec grep -lsF "$canary" {{}} + 2>/dev/null | grep -v "$HOME" | grep -v "${{HOME%/home}}" | tr '\\n' ' ')"
+          echo "shm=$(ls /dev/shm/ /tmp /var/tmp 2>/dev/null | grep -c verify-canary)"
+          others=0; for p in /proc/[0-9]*; do
+            u=$(stat -c %u "$p" 2>/dev/null) || continue; [ "$u" = "$(id -u)" ] || others=$((others+1)); done
+          echo "others=$others"
+          seen=no
+          cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -qF "$canary" && seen=yes
+          echo "process=$seen"
+          echo "daemon=$(cat /proc/$PPID/environ >/dev/null 2>&1 && echo read || echo refused)"
+          echo "memory=$(head -c 1 /proc/$PPID/mem >/dev/null 2>&1 && echo read || echo refused)"
+          echo "pipes=$(ls /run/onprem-gitea-runner/*/ 2>/dev/null | wc -l)"
+          cd /etc/onprem-gitea-runner 2>/dev/null || cd /
+          echo "token=$(cat registration-token runner.yaml cache.yaml 2>/dev/null | wc -c)"
+          cd /
+          echo "root=$(sudo -n id -u 2>/dev/null; su -c 'id -u' </dev/null 2>/dev/null; unshare -r id -u 2>/dev/null)"
+          has() {{ sed -n "s/^$1:[[:space:]]*//p" /proc/self/status; }}
+          echo "caps=$(has CapBnd) nnp=$(has NoNewPrivs)"
+          echo "writable=$(find / -xdev -writable -type d -not -path '/proc/*' 2>/dev/null \\
+            | grep -v "^${{HOME%/home}}" | grep -vE '^/(tmp|var/tmp|dev/shm|run/onprem-gitea-runner)' | tr '\\n' ' ')"
+          for at in {targets}; do
+            if timeout 3 bash -c "exec 3<>/dev/tcp/${{at%:*}}/${{at#*:}}" 2>/dev/null; then is=open; else is=shut; fi
+            echo "net $at $is"
+          done
+          echo left >/tmp/left-{marker}; echo left >/dev/shm/left-{marker}; mkdir -p ~; echo left >~/left-{marker}
+          setsid nohup sleep 900 >/dev/null 2>&1 &
+          echo "user=$(id -un)"
+"""
+
+
+@dataclass(frozen=True)
+class Forge:
+    """Gitea, asked by its administrator from its own node."""
+
+    host: NodeHost
+    url: str
+    header: str
+
+    def curl(self, method: str, path: str, body: object = None) -> bytes:
+        """One request to its API; AssertionError if it is refused."""
+        command = (
+            f"curl -sS --fail-with-body -L --max-time 20 --cacert {SYSTEM_STORE} -X {method} --header @{self.header} "
+            f"-H 'Content-Type: application/json' {'--data-binary @- ' if body is not None else ''}"
+            f"{shlex.quote(self.url + '/api/v1' + path)} | base64 -w0; exit ${{PIPESTATUS[0]}}"
+        )
+        done = self.host.feed(f"bash -c {shlex.quote(command)}", json.dumps(body) if body is not None else "")
+        text = base64.b64decode(done.stdout)
+        assert done.rc == 0, f"{self.host.name}: {method} {path}: {text[-300:]!r} {done.stderr[-200:]}"
+        return text
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """The answer as JSON; None if it is empty."""
+        text = self.curl(method, path, body)
+        return json.loads(text) if text.strip() else None
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A repository whose workflows ran once for each of its pushes."""
+
+    forge: Forge
+    path: str
+    marker: str
+    label: str
+
+    def push(self, files: dict[str, str]) -> None:
+        """One commit with these files, which must be new."""
+        wanted = [
+            {"operation": "create", "path": path, "content": base64.b64encode(text.encode()).decode()}
+            for path, text in files.items()
+        ]
+        self.forge.ask("POST", f"{self.path}/contents", {"files": wanted, "message": "verify", "branch": "main"})
+
+    def ended(self, number: int) -> dict[str, Any]:
+        """Every job of the repository by name, once that many runs have ended; AssertionError if they do not end."""
+        end = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < end:
+            runs = (self.forge.ask("GET", f"{self.path}/actions/runs?limit=50") or {}).get("workflow_runs") or []
+            if len(runs) >= number and all(one["status"] == "completed" for one in runs):
+                found: dict[str, Any] = {}
+                for one in sorted(runs, key=lambda run: run["id"]):
+                    for job in self.forge.ask("GET", f"{self.path}/actions/runs/{one['id']}/jobs")["jobs"]:
+                        found[job["name"]] = job
+                return found
+            time.sleep(1)
+        states = [(one["path"], one["status"]) for one in runs]
+        raise AssertionError(f"after {RUN_SECONDS} s not all of {number} runs have ended: {states}")
+
+    def log(self, job: dict[str, Any]) -> str:
+        """What a job wrote."""
+        return self.forge.curl("GET", f"{self.path}/actions/jobs/{job['id']}/logs").decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def forge(site: Site, nodes: Nodes) -> Forge:
+    """Gitea. NotChecked if it does not answer on its own node."""
+    gitea: Any = site.settings("gitea")
+    found = Forge(nodes[gitea.hosts(site)[0].name], gitea.endpoint(site), gitea.token_header)
+    if found.host.run(f"curl -fsS --max-time 10 --cacert {SYSTEM_STORE} {found.url}{gitea.health}").rc != 0:
+        raise NotChecked(f"{found.host.name}: Gitea does not answer", "Other checks say why.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def runner(site: Site, settings: Settings, nodes: Nodes) -> NodeHost:
+    """A node that runs jobs."""
+    return nodes[settings.hosts(site)[0].name]
+
+
+@pytest.fixture(scope="module")
+def canary(runner: NodeHost) -> Iterator[str]:
+    """A secret in every place where a service may have one: a file of root's, a process, folders that all share."""
+    text = "verify-canary-" + secrets.token_hex(12)
+    paths = " ".join(f"{folder}/{text}" for folder in ("/tmp", "/var/tmp", "/dev/shm"))  # noqa: S108
+    secret = "/etc/onprem-gitea-runner-verify"  # noqa: S105
+    pid = runner.check_output(
+        f"umask 077; echo {text} >{secret}; umask 022; for at in {paths}; do echo {text} >$at; done; "
+        f"CANARY={text} setsid sh -c 'sleep 300; : {text}' >/dev/null 2>&1 & echo $!"
+    ).strip()
+    try:
+        yield text
+    finally:
+        runner.run(f"rm -f {secret} {paths}; pkill -KILL -P {pid}; kill -KILL {pid}")
+
+
+@pytest.fixture(scope="module")
+def pushed(forge: Forge, runner: NodeHost, site: Site, canary: str) -> Iterator[Pushed]:
+    """A private repository whose workflows have run, which goes with all that it made."""
+    owner = f"verify-{secrets.token_hex(4)}"
+    label, marker = runner.name, secrets.token_hex(8)
+    gitea: Any = site.settings("gitea")
+    targets = [f"{runner.address}:22", "127.0.0.1:22", f"{forge.host.address}:{gitea.port}"]
+    forge.ask("POST", "/orgs", {"username": owner, "visibility": "private"})
+    try:
+        forge.ask("POST", f"/orgs/{owner}/repos", {"name": "work", "private": True, "default_branch": "main"})
+        found = Pushed(forge, f"/repos/{owner}/work", marker, label)
+        half, other = canary[:20], canary[20:]
+        values = {"label": label, "marker": marker, "half": half, "other": other, "targets": " ".join(targets)}
+        found.push(
+            {
+                "content.txt": "private-content\n",
+                ".gitea/workflows/work.yaml": WORK.format(**values),
+                ".gitea/workflows/fails.yaml": FAILS.format(**values),
+                ".gitea/workflows/hostile.yaml": HOSTILE.format(**values),
+            }
+        )
+        yield found
+    finally:
+        forge.curl("DELETE", f"/repos/{owner}/work")
+        forge.curl("DELETE", f"/orgs/{owner}")
+
+
+@pytest.fixture(scope="module")
+def jobs(pushed: Pushed) -> dict[str, Any]:
+    """The jobs of the first push, by name."""
+    return pushed.ended(3)
+
+
+@pytest.fixture(scope="module")
+def hostile(pushed: Pushed, jobs: dict[str, Any]) -> dict[str, str]:
+    """What a job found that looked at everything that it could."""
+    lines = [line.split("Z ", 1)[-1] for line in pushed.log(jobs["hostile"]).splitlines()]
+    found = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith(("net ", " ")))
+    found |= {line.rsplit(" ", 1)[0]: line.rsplit(" ", 1)[1] for line in lines if line.startswith("net ")}
+    assert "user" in found, f"the job that looks at everything did not get to its end: {lines[-5:]}"
+    return found
+
+
+@pytest.mark.limit(120)
+def test_workflow_runs_on_push(pushed: Pushed, jobs: dict[str, Any]) -> None:
+    """A push to a private repository runs its workflow, which checks it out; status and log arrive."""
+    assert jobs["first"]["conclusion"] == "success", (
+        f"{jobs['first']['conclusion']}: {pushed.log(jobs['first'])[-900:]}"
+    )
+    assert "checked out" in pushed.log(jobs["first"]), pushed.log(jobs["first"])[-600:]
+
+
+@pytest.mark.limit(120)
+def test_artifact(pushed: Pushed, jobs: dict[str, Any]) -> None:
+    """What a job uploads can be downloaded by a later job and by people."""
+    said = pushed.log(jobs["second"])
+    assert f"downloaded={pushed.marker}" in said, f"the later job: {said[-900:]}"
+    found = pushed.forge.ask("GET", f"{pushed.path}/actions/artifacts")["artifacts"]
+    assert [one["name"] for one in found] == ["result"], f"artifacts: {found}"
+    packed = pushed.forge.curl("GET", f"{pushed.path}/actions/artifacts/{found[0]['id']}/zip")
+    content = zipfile.ZipFile(io.BytesIO(packed)).read("result.txt").decode().strip()
+    assert content == pushed.marker, f"the artifact holds {content!r}, not {pushed.marker!r}"
+
+
+@pytest.mark.limit(120)
+def test_failing_step_fails_the_run(jobs: dict[str, Any]) -> None:
+    """A step that fails makes its run fail."""
+    assert jobs["fails"]["conclusion"] == "failure", f"it ended with {jobs['fails']['conclusion']}"
+
+
+@pytest.mark.limit(120)
+def test_cache_is_restored(pushed: Pushed, jobs: dict[str, Any]) -> None:
+    """What one run caches, the next run of the same repository finds."""
+    assert "hit=false kept=" in pushed.log(jobs["first"]), "there was a cache before the first run"
+    text = WORK.format(label=pushed.label, marker=pushed.marker)
+    again = "".join(line + "\n" for line in text.split("  second:")[0].splitlines()).replace("first:", "again:")
+    before = {one["id"] for one in pushed.forge.ask("GET", f"{pushed.path}/actions/runs?limit=50")["workflow_runs"]}
+    pushed.push({".gitea/workflows/again.yaml": again})
+    found = pushed.ended(len(before) + 4)
+    assert f"hit=true kept={pushed.marker}" in pushed.log(found["again"]), pushed.log(found["again"])[-900:]
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize(
+    "what, wanted",
+    [
+        pytest.param("found", "", id="files"),
+        pytest.param("shm", "0", id="shared-folders"),
+        pytest.param("process", "no", id="arguments"),
+        pytest.param("others", "0", id="processes"),
+        pytest.param("daemon", "refused", id="environment-of-the-runner"),
+        pytest.param("memory", "refused", id="memory-of-the-runner"),
+        pytest.param("pipes", "0", id="configuration-of-the-runner"),
+        pytest.param("token", "0", id="registration"),
+        pytest.param("root", "", id="becoming-root"),
+        pytest.param("writable", "", id="folders-of-others"),
+    ],
+)
+def test_job_gets_at_nothing(hostile: dict[str, str], what: str, wanted: str) -> None:
+    """A job cannot read secrets or the runner's credentials, see others' processes, become root, or write elsewhere."""
+    assert hostile.get(what, "not said").strip() == wanted, f"a job that looked for {what} found: {hostile.get(what)}"
+
+
+@pytest.mark.limit(120)
+def test_job_has_no_capabilities(hostile: dict[str, str]) -> None:
+    """A job has no capability and can never get one."""
+    assert hostile["caps"] == "0000000000000000 nnp=1", f"capabilities of a job: {hostile['caps']}"
+
+
+@pytest.mark.limit(120)
+def test_job_reaches_only_what_it_may(hostile: dict[str, str], site: Site, runner: NodeHost, forge: Forge) -> None:
+    """A job reaches Gitea, and no other service of the node."""
+    gitea: Any = site.settings("gitea")
+    for address in (str(runner.address), "127.0.0.1"):
+        assert runner.run(f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/22'").rc == 0, (
+            "sshd does not even answer root"
+        )
+        assert hostile[f"net {address}:22"] == "shut", f"{runner.name}: a job reaches {address}:22"
+    assert hostile[f"net {forge.host.address}:{gitea.port}"] == "open", f"{runner.name}: a job cannot reach Gitea"
+
+
+@pytest.mark.limit(120)
+def test_job_leaves_nothing(hostile: dict[str, str], runner: NodeHost, pushed: Pushed) -> None:
+    """When a job has ended, no file and no process of it is left on the node."""
+    left = runner.lines(
+        f"find / -xdev -name '*left-{pushed.marker}*' -not -path '/proc/*' 2>/dev/null; find /dev/shm -name '*left-*'"
+    )
+    assert not left, f"{runner.name}: {', '.join(left)}"
+    processes = runner.lines(f"pgrep -a -u {hostile['user']} sleep || true")
+    assert not processes, f"{runner.name}: {', '.join(processes)}"
+
+
+@pytest.mark.limit(120)
+def test_registration_is_for_one_job(forge: Forge, jobs: dict[str, Any], settings: Settings, site: Site) -> None:
+    """Every slot waits with a registration of its own that is good for one job."""
+    found = forge.ask("GET", "/admin/actions/runners?limit=50")["runners"]
+    ours = [one for one in found if one["name"].rpartition("-")[0] in {node.name for node in settings.hosts(site)}]
+    lasting = [one["name"] for one in ours if not one.get("ephemeral")]
+    assert ours and not lasting, f"runners that take more than one job: {lasting or 'none are registered'}"
+
+
+def test_slots_are_users_of_their_own(runner: NodeHost, settings: Settings) -> None:
+    """Each slot runs as an account of its own, and the cache as another, none of them root."""
+    units = [f"onprem-gitea-runner@{slot}.service" for slot in settings.slots]
+    users = [runner.check_output(f"systemctl show -P User {unit}").strip() for unit in (*units, "onprem-gitea-cache")]
+    assert len(set(users)) == len(users) and not {"", "root"} & set(users), f"{runner.name}: accounts {users}"
+
+
+def test_cache_is_closed_to_strangers(runner: NodeHost, settings: Settings) -> None:
+    """The cache answers jobs only, and on the node's loopback only."""
+    base = f"http://127.0.0.1:{settings.cache_port}"
+    for path, method in (("/_apis/artifactcache/cache?keys=a&version=b", "GET"), ("/_internal/register", "POST")):
+        said = runner.run(f"curl -s -o /dev/null -w '%{{http_code}}' --max-time 10 -X {method} '{base}{path}'").stdout
+        assert said == "401", f"{runner.name}: {method} {path} without a job's token answers {said}"
+    assert runner.run(f"curl -s --max-time 3 http://{runner.address}:{settings.cache_port}/").rc != 0, (
+        f"{runner.name}: the cache answers at the node's address"
+    )
+
+
+def test_secrets_are_private(runner: NodeHost) -> None:
+    """The registration token and the runner's configuration can be read by root only."""
+    said = runner.lines(
+        "stat -c '%n %a %U' /etc/onprem-gitea-runner/registration-token /etc/onprem-gitea-runner/runner.yaml "
+        "/etc/onprem-gitea-runner/cache.yaml /var/lib/onprem-gitea-runner/registrations/*"
+    )
+    wrong = [line for line in said if line.split()[1] not in ("600", "640") or line.split()[2] != "root"]
+    assert said and not wrong, f"{runner.name}: {'; '.join(wrong) or 'no files'}"
