@@ -91,9 +91,20 @@ def remove(ctx: Context[Settings]) -> None:
     files.absent("no programs", BINARY, MC, AUDIT)
     apt.purged("python3, if it came with this role", "python3")
     if ctx.remove_data:
-        files.absent("no objects", *ctx.settings.drives, recursive=True)
+        for drive in ctx.settings.drives:
+            _emptied(shlex.quote(drive))
     for account in (ACCOUNT, AUDIT_ACCOUNT):
         server.no_user(f"no user {account}", account)
+
+
+def _emptied(drive: str) -> None:
+    """No objects on a drive, whose path is quoted. A folder goes itself, too; where a disk is mounted it stays."""
+    shell.run(
+        f"no objects in {drive}",
+        f"find {drive} -xdev -mindepth 1 -delete && {{ mountpoint -q {drive} || rmdir {drive}; }}",
+        unless=f'[ ! -e {drive} ] || {{ mountpoint -q {drive} && [ -z "$(ls -A {drive})" ]; }}',
+        timeout=None,
+    )
 
 
 def _environment(ctx: Context[Settings]) -> Hidden:
