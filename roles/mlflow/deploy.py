@@ -29,6 +29,7 @@ STATE = "/var/lib/onprem-mlflow"
 UNIT = "onprem-mlflow.service"
 COLLECTION = "onprem-mlflow-gc.service"
 TIMER = "onprem-mlflow-gc.timer"
+STAMP = f"/var/lib/systemd/timers/stamp-{TIMER}"
 UNITS = "/etc/systemd/system"
 CLIENT = "/var/cache/onprem-mlflow-client"
 """Where verification keeps the environment that it is a client from."""
@@ -114,16 +115,19 @@ def accounts(ctx: Context[Settings]) -> None:
 
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
-    """Take MLflow off. Experiments are in PostgreSQL and the object store, and stay there."""
+    """Take MLflow off. What it logged is PostgreSQL's and the object store's, and stays there; so do backups here, with
+    the account that they belong to, unless the person agreed.
+    """
     for unit in (TIMER, COLLECTION, UNIT):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     files.absent("no configuration, no programs", CONFIGURATION, PROGRAMS, ENVIRONMENTS, CLIENT, recursive=True)
     if ctx.node not in ctx.settings_of("postgresql").hosts(ctx.site):
         apt.purged("pg_dump, if it came with this role", PG_DUMP)
+    files.absent("no note of when the timer last ran", STAMP)
     if ctx.remove_data:
         files.absent("no backups of schemas", STATE, recursive=True)
-    server.no_user(f"no user {USER}", USER)
+        server.no_user(f"no user {USER}", USER)
     systemd.reloaded("systemd forgets the units")
 
 
