@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -55,14 +56,11 @@ def actions(ctx: Context[Settings]) -> None:
     api = f"curl -fsS --max-time 20 --header @{gitea.token_header} -H 'Content-Type: application/json'"
     url, owner = f"{gitea.endpoint(ctx.site)}/api/v1", ctx.settings.organisation
     found = [Repository.read(folder) for folder in repositories(ctx.folder / "actions")]
-    there = probe(
-        "; ".join(
-            f'echo "{one.name} $({api} {url}/repos/{owner}/{one.name}/git/refs/tags/{one.tag} '
-            "| jq -r '.[0].object.sha // .object.sha')\""
-            for one in found
-        )
-    )
-    tagged = dict(line.split(" ", 1) for line in there.text.splitlines() if " " in line)
+    # In one command, which asks for all over one connection; what is not there is an error text without a commit.
+    asked = " ".join(f"-w '\\n' {url}/repos/{owner}/{one.name}/git/refs/tags/{one.tag}" for one in found)
+    answers = probe(f"{api.replace('-fsS', '-sS')} {asked}").text.splitlines()
+    commits = (match[1] if (match := re.search(r'"sha":"([0-9a-f]{40})"', text)) else "" for text in answers if text)
+    tagged = dict(zip((one.name for one in found), commits, strict=False))
     shell.run(
         f"organisation {owner}",
         f'{api} -o /dev/null {url}/orgs -d \'{{"username": "{owner}", "visibility": "public"}}\'',
@@ -213,5 +211,9 @@ def remove(ctx: Context[Settings]) -> None:
     files.absent("no folders of slots", "/run/onprem-gitea-runner", recursive=True)
     files.absent("no program", PATHS.program)
     server.no_user("no account of the cache", CACHE_USER)
-    apt.purged("what jobs worked with, if it came with this role", *ctx.settings.packages, "jq", "curl", "nftables")
+    others = {"nftables"} if ctx.site.is_on("firewall") else set()
+    if ctx.node in ctx.settings_of("gitea").hosts(ctx.site):
+        others.add("git")
+    ours = [name for name in (*ctx.settings.packages, "jq", "nftables") if name not in others]
+    apt.purged("what jobs worked with, if it came with this role", *dict.fromkeys(ours))
     systemd.reloaded("systemd forgets the units")
