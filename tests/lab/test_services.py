@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from onprem_mlops import lab
 from onprem_mlops.site import load_site
 from onprem_mlops.site.material import authority_file
+from onprem_mlops.verify.controller import Controller, Response
 from tests.lab.clients import Client, Writer, resolving, secret, writing
 from tests.lab.sites import TestSite, made
 
@@ -230,6 +232,34 @@ def test_restarts_and_a_reboot_keep_everything(
         assert comes_back(one.read, 150) == {1, 2}
     site.run("deploy", "infrastructure").must()
     assert site.json("plan", "infrastructure")["changed"] == 0
+
+
+def test_a_service_that_is_down_is_named_at_the_gateway(site: TestSite, mlflow: Client) -> None:
+    def refused() -> Response:
+        answer = mlflow.ask("GET", "/health")
+        assert answer.status == 503
+        return answer
+
+    unit = unit_of(site, "mlflow")
+    site.on("s1", f"systemctl stop {unit}")
+    try:
+        said = comes_back(refused)
+        assert said.text.startswith(mlflow.url.removeprefix("https://"))
+        assert "retry-after" in said.headers
+        found = site.json("verify", "infrastructure", "--role", "gateway", code=1)
+        assert any("HTTP 503" in one["found"] for one in found["checks"] if one["outcome"] == "failed")
+    finally:
+        site.on("s1", f"systemctl start {unit}")
+    comes_back(lambda: mlflow.must("GET", "/api/2.0/mlflow/experiments/search?max_results=1"))
+
+
+def test_nobody_tells_a_service_another_address_than_his_own(site: TestSite, gitea: Client) -> None:
+    loaded, path = load_site(site.folder), f"/{secrets.token_hex(8)}"
+    told = {"X-Forwarded-For": "203.0.113.6", "X-Real-IP": "203.0.113.6", "Forwarded": "for=203.0.113.6"}
+    Controller(loaded).request("GET", f"{gitea.url}{path}", headers=told)
+    logged = site.on("s1", f"sleep 1; journalctl -u gitea -o cat --since=-1min | grep -F {path}")
+    # Its log has the request, with the client that the gateway saw.
+    assert "203.0.113.6" not in logged
 
 
 def test_secrets_are_rotated_by_one_command(site: TestSite, s3: Any, mlflow: Client, gitea: Client) -> None:
