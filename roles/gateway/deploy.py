@@ -18,6 +18,8 @@ CHAIN = f"{CONFIGURATION}/gateway.pem"
 KEY = f"{CHAIN}.key"
 """HAProxy finds a chain's key beside it, under its name with `.key`."""
 BINARY = "/usr/sbin/haproxy"
+PROCESS = "/run/onprem-gateway/haproxy.pid"
+"""Written anew whenever the configuration is read."""
 PACKAGES_MASK = "/etc/systemd/system/haproxy.service"
 
 
@@ -34,8 +36,10 @@ def gateway(ctx: Context[Settings]) -> None:
     digest = _configuration(ctx)
     systemd.service("gateway", UNIT_NAME, configuration=(UNIT, BINARY))
     health = f"http://127.0.0.1:{ctx.settings.metrics_port}/healthz"
-    current = f"curl -fsS {health} | grep -qx {digest}"
-    # It says itself what it runs with: a reload that failed, or never came to be, is made by the next deploy.
+    # It says itself what it runs with: a reload that failed, or never came to be, is made by the next deploy. And what
+    # somebody changed and loaded is older than the file that this deploy has put back.
+    unchanged = f'[ -z "$(find {HAPROXY} {CHAIN} {KEY} -newercm {PROCESS})" ]'
+    current = f"curl -fsS {health} | grep -qx {digest} && {unchanged}"
     shell.run(
         "gateway with these names and certificates",
         f"systemctl reload {UNIT_NAME}",
