@@ -247,7 +247,7 @@ def test_a_service_that_is_down_is_named_at_the_gateway(site: TestSite, mlflow: 
         assert said.text.startswith(mlflow.url.removeprefix("https://"))
         assert "retry-after" in said.headers
         found = site.json("verify", "infrastructure", "--role", "gateway", code=1)
-        assert any("HTTP 503" in one["found"] for one in found["checks"] if one["outcome"] == "failed")
+        assert any("HTTP 503" in one["message"] for one in found["checks"] if one["outcome"] == "failed")
     finally:
         site.on("s1", f"systemctl start {unit}")
     comes_back(lambda: mlflow.must("GET", "/api/2.0/mlflow/experiments/search?max_results=1"))
