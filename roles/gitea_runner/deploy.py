@@ -165,6 +165,8 @@ def _network(ctx: Context[Settings]) -> None:
     unit = PATHS.unit(PATHS.network_unit)
     files.content("unit of what jobs may reach", unit, ctx.render(f"{PATHS.network_unit}.j2", paths=PATHS))
     systemd.service("packet filter of jobs", PATHS.network_unit, configuration=(PATHS.rules, unit))
+    # Its unit stays active when somebody flushes all rules; loading them does not end the jobs that run.
+    shell.run("rules of jobs, loaded", f"nft -f {PATHS.rules}", unless="nft list table inet onprem_jobs")
 
 
 def _targets(ctx: Context[Settings]) -> list[tuple[str, int]]:

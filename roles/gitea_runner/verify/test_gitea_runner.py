@@ -68,11 +68,12 @@ jobs:
           others=0; for p in /proc/[0-9]*; do
             u=$(stat -c %u "$p" 2>/dev/null) || continue; [ "$u" = "$(id -u)" ] || others=$((others+1)); done
           echo "others=$others"
-          seen=no
-          cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -qF "$canary" && seen=yes
+          # Compared by the shell itself: a grep would find its own arguments.
+          all=$(cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n')
+          case $all in *"$canary"*) seen=yes ;; *) seen=no ;; esac
           echo "process=$seen"
           echo "daemon=$(cat /proc/$PPID/environ >/dev/null 2>&1 && echo read || echo refused)"
-          echo "memory=$(head -c 1 /proc/$PPID/mem >/dev/null 2>&1 && echo read || echo refused)"
+          echo "memory=$( ( : </proc/$PPID/mem ) 2>/dev/null && echo read || echo refused)"
           echo "pipes=$(ls /run/onprem-gitea-runner/*/ 2>/dev/null | wc -l)"
           cd /etc/onprem-gitea-runner 2>/dev/null || cd /
           echo "token=$(cat registration-token runner.yaml cache.yaml 2>/dev/null | wc -c)"
@@ -86,7 +87,7 @@ jobs:
             if timeout 3 bash -c "exec 3<>/dev/tcp/${{at%:*}}/${{at#*:}}" 2>/dev/null; then is=open; else is=shut; fi
             echo "net $at $is"
           done
-          echo left >/tmp/left-{marker}; echo left >/dev/shm/left-{marker}; mkdir -p ~; echo left >~/left-{marker}
+          for at in /tmp /dev/shm "$PWD"; do echo left >"$at/left-{marker}" || true; done
           setsid nohup sleep 900 >/dev/null 2>&1 &
           echo "user=$(id -un)"
 """
