@@ -55,12 +55,25 @@ def _run_state(
             yield Command(f"systemctl stop {name}", timeout=300)
         return
     if now.active != "active":
-        yield Command(f"{anew}; systemctl start {name} || {{ {show}; }}", timeout=300)
+        yield Command(f"{anew}; {_begun('start', name, show)}", timeout=300)
         return
     if now.stale or _newest(configuration) > now.started:
-        yield Command(f"{anew}; systemctl restart {name} || {{ {show}; }}", timeout=300)
+        yield Command(f"{anew}; {_begun('restart', name, show)}", timeout=300)
     elif _newest(reloads) > max(now.started, now.reloaded):
         yield Command(f"systemctl reload {name} || {{ {show}; }}", timeout=300)
+
+
+def _begun(verb: str, name: str, show: str) -> str:
+    """Shell: a unit started or restarted; `show` once it has failed, or has begun anew by itself for the third time.
+
+    systemd's own start of a unit that is restarted when it fails never ends: each new try belongs to it. One or two may
+    be right, for a service whose database is still on its way up.
+    """
+    return (
+        f"systemctl {verb} {name} & job=$!; while kill -0 $job 2>/dev/null; do "
+        f"case $(systemctl show -P NRestarts {name}) in [3-9]|[1-9][0-9]*) kill $job; {show};; esac; sleep 0.1; done; "
+        f"wait $job || {{ {show}; }}"
+    )
 
 
 def _newest(paths: tuple[str, ...]) -> float:
