@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab import root
 from onprem_mlops.lab.folders import NodeFolders
-from onprem_mlops.lab.host import mounts, run
+from onprem_mlops.lab.host import mounts, remove_tree, run
 from onprem_mlops.lab.keys import LabKeys, host_private_key
 from onprem_mlops.lab.nspawn import data_folder
 from onprem_mlops.lab.supervision import Container
@@ -179,7 +178,7 @@ def _make_empty(container: Container) -> None:
     folders = container.folders
     detach(folders)
     for folder in (folders.upper, folders.work, folders.data):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     for folder in (folders.root, folders.upper, folders.work, folders.data):
         folder.mkdir(parents=True, exist_ok=True)
     folders.upper.chmod(0o755)

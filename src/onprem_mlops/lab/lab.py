@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +18,7 @@ from onprem_mlops import paths
 from onprem_mlops.errors import MlopsError, NodesFailed, RequestError
 from onprem_mlops.lab import disks, impairment, limits, network, record, root
 from onprem_mlops.lab.folders import LabFolders
-from onprem_mlops.lab.host import Pid, require_root, started_at, wait_until
+from onprem_mlops.lab.host import Pid, remove_tree, require_root, started_at, wait_until
 from onprem_mlops.lab.keys import LabKeys, ensure_keys
 from onprem_mlops.lab.legacy import LegacySupervision, hierarchies
 from onprem_mlops.lab.readiness import Answer, listens, ssh_command, unreachable_peers, wait_ready
@@ -130,7 +129,7 @@ def destroy(spec: LabSpec, listener: Listener = silent) -> None:
         _take_down(spec, listener, orderly=False)
     if is_there(spec):
         # Keys, secrets and authority of a lab are of no use without it.
-        shutil.rmtree(paths.site_state(spec.site))
+        remove_tree(paths.site_state(spec.site))
     if root.forget(spec.site):
         limits.restore_limits()
         root.forget_all()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from onprem_mlops.artifacts.store import Store
 from onprem_mlops.errors import RequestError
 from onprem_mlops.lab.folders import shared_folder
-from onprem_mlops.lab.host import run
+from onprem_mlops.lab.host import remove_tree, run
 from onprem_mlops.lab.spec import Release
 from onprem_mlops.locks import locked
 
@@ -43,14 +42,14 @@ def forget(site: str) -> bool:
         for tree in [one for one in roots.iterdir() if one.suffix != _USERS]:
             (_users(tree) / site).unlink(missing_ok=True)
             if not _users(tree).is_dir() or not any(_users(tree).iterdir()):
-                shutil.rmtree(_users(tree), ignore_errors=True)
-                shutil.rmtree(tree)
+                remove_tree(_users(tree))
+                remove_tree(tree)
         return not any(roots.iterdir())
 
 
 def forget_all() -> None:
     """Remove the folder that labs share, once no lab is left."""
-    shutil.rmtree(shared_folder(), ignore_errors=True)
+    remove_tree(shared_folder())
 
 
 _USERS = ".users"
