@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from bench._watch import watched
 from bench.floor.prepare import prepare
 from onprem_mlops.paths import site_state, state_dir
 from onprem_mlops.site import load_site
+from tests.lab.sites import CLUSTER, TestSite
 
-NAME, SUBNET, BRIDGE = "floor", 90, "br-floor"
+NAME, SUBNET = "floor", 90
 LIMIT_SECONDS, LIMIT_RATIO, LIMIT_MIB = 240, 1.5, 300
 
 KEPT = ("ca.pem", "certificates", "identity.txt", "recipients.txt", "secrets.yaml.age", "ssh")
@@ -68,7 +68,7 @@ class Bench:
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._site = work / "site"
+        self._site = work / NAME
         self._prepared = work / "prepared"
         self._kept = work / "kept"
 
@@ -80,18 +80,8 @@ class Bench:
         return ["./mlops", *words, "-i", str(self._site)]
 
     def make_site(self) -> None:
-        """A copy of the lab's inventory with a name, a network and a bridge of its own."""
-        source = REPOSITORY / "inventories" / "lab"
-        shutil.copytree(source, self._site, ignore=shutil.ignore_patterns("__pycache__"))
-        text = (source / "site.yaml").read_text()
-        for pattern, with_ in (
-            (r"^name: .*$", f"name: {NAME}"),
-            (r"^domain: .*$", f"domain: {NAME}.mlops.test"),
-            (r"10\.77\.\d+\.", f"10.77.{SUBNET}."),
-            (r"bridge: .*$", f"bridge: {BRIDGE}"),
-        ):
-            text = re.sub(pattern, with_, text, flags=re.MULTILINE)
-        (self._site / "site.yaml").write_text(text)
+        """A copy of the lab's inventory with a name, a network and a bridge of its own; of its roles the cluster's."""
+        TestSite.copy("lab", NAME, SUBNET, self._work, CLUSTER)
 
     def destroy(self) -> None:
         """Nothing of the lab is left."""

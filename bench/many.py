@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 
 from bench._measure import figure, repeat_with, timed
+from tests.lab.sites import CLUSTER
 
 NODES = 500
 
 
 def site_file(folder: Path) -> None:
-    """A site of 500 nodes: three control planes, one services node, one for backups, the rest workers."""
+    """A site of 500 nodes: three control planes, one for the mirror, one for backups, the rest workers."""
     groups = ["control_plane"] * 3 + ["services", "backup"] + ["worker"] * (NODES - 5)
     nodes = "\n".join(
         f"  - {{name: n{at}, address: 10.77.{100 + at // 250}.{at % 250 + 2}, host_key: generated, groups: [{group}]}}"
@@ -25,7 +26,7 @@ def site_file(folder: Path) -> None:
         "version: 1\nname: bench-many\ndomain: many.mlops.test\n"
         "ssh: {user: mlops, key: generated}\n"
         "networks: {nodes: 10.77.100.0/22, api_address: 10.77.103.200, pods: 10.128.0.0/14}\n"
-        f"nodes:\n{nodes}\nlab: {{bridge: br-many}}\n"
+        f"nodes:\n{nodes}\nroles: [{', '.join(CLUSTER)}]\nlab: {{bridge: br-many}}\n"
     )
 
 
