@@ -24,6 +24,7 @@ from tests.lab.sites import TestSite, made
 pytestmark = pytest.mark.lab
 
 SERVICES = ("postgresql", "object_store", "gitea", "gitea_runner", "mlflow", "gateway")
+"""In the order in which they need each other."""
 PORTS = {"postgresql": 5432, "object_store": 9000, "gitea": 3000, "mlflow": 5000, "gateway": 443}
 """Where each listens on s1."""
 
@@ -307,3 +308,23 @@ def test_a_new_authority_reaches_every_service(site: TestSite, s3: Any, mlflow: 
     comes_back(lambda: mlflow.must("GET", "/api/2.0/mlflow/experiments/search?max_results=1"))
     for role in ("postgresql", "object_store", "gateway"):
         site.run("verify", "infrastructure", "--role", role).must()
+
+
+LEFT = r"""
+find /etc /opt /usr/local /srv /var/lib /var/log /var/cache -xdev -not -path '/srv/mirror/*' \
+    | grep -iE 'gitea|minio|mlflow|postgres|gateway|runner|haproxy'
+cut -d: -f1 /etc/passwd /etc/group | grep -iE 'git|minio|mlflow|postgres|gateway|runner|job|haproxy'
+systemctl list-unit-files --no-legend --plain | grep -iE 'gitea|minio|mlflow|postgres|gateway|haproxy'
+dpkg-query -W -f '${Package} ${db:Status-Abbrev}\n' | grep -E '^(postgresql|haproxy|git)' | grep -v ' un '
+nft list ruleset | grep -iE 'gitea|runner'
+true
+"""
+
+
+def test_removed_services_leave_nothing_and_come_back(site: TestSite) -> None:
+    for role in reversed(SERVICES):
+        site.run("remove", "--role", role, "--data", "--yes-destroy", site.name).must()
+    left = site.on("s1", LEFT)
+    site.run("deploy", "infrastructure").must()
+    assert left == ""
+    site.run("verify", "infrastructure", "--role", "gateway").must()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from onprem_mlops import lab
 from onprem_mlops.site import load_site
 from onprem_mlops.site.secrets import Secrets
-from tests.lab.sites import TestSite, made
+from tests.lab.sites import TestSite
 
 pytestmark = pytest.mark.lab
 
@@ -255,13 +255,9 @@ ALLOW_ALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
-    """A whole lab, laid down and verified."""
-    with made("lab", "t-catch", tmp_path_factory.mktemp("site")) as site:
-        site.run("deploy", "infrastructure").must()
-        site.run("verify", "infrastructure").must()
-        yield site
+@pytest.fixture(autouse=True)
+def deployed(killed_at: list[str]) -> None:
+    """The cluster is laid down before anything is broken."""
 
 
 def failures(site: TestSite, *words: str, code: int = 1) -> set[Failure]:
