@@ -29,7 +29,7 @@ BRIEF = {
 
 
 def laid_down(site: TestSite) -> list[str]:
-    """Kill the first deploy again and again, each time a few operations further, and let it end. Where it was killed."""
+    """Kill the first deploy again and again, each time some operations further, and let it end. Where it was killed."""
     points: list[str] = []
     kills = 0
     lab.netem(site.spec, "s1", delay_ms=SLOW_MS, loss_percent=0)
