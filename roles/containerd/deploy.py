@@ -45,14 +45,17 @@ def _download(ctx: Context[Settings], path: str, artifact: str, name: str) -> No
 
 
 def _registries(ctx: Context[Settings]) -> None:
+    authority = ctx.settings_of("node").authority_path
     for registry in ctx.settings.registries:
         text = ctx.render(
             "hosts.toml.j2",
             registry=registry,
             url=f"{ctx.site.mirror_url}/v2/{registry}",
-            authority=ctx.settings_of("node").authority_path,
+            authority=authority,
         )
         files.content(f"mirror of {registry}", f"{CERTIFICATES}/{registry}/hosts.toml", text)
+    text = ctx.render("others.toml.j2", authority=authority)
+    files.content("trust in the site's own registries", f"{CERTIFICATES}/_default/hosts.toml", text)
 
 
 @removal(on=ON)

@@ -141,6 +141,15 @@ class Settings(RoleSettings):
         for name in self.users:
             if re.search(r"[._-]{2}", name):
                 yield Problem(f"user {name}: no two of `.`, `_` and `-` beside each other", "users")
+        database = site.settings("postgresql").hosts(site)[0] if site.is_on("postgresql") else None  # type: ignore[attr-defined]
+        if database is not None and database.release not in (None, DEBIAN):
+            yield Problem(
+                f"PostgreSQL's node {database.name} runs Debian {database.release}, and the pg_dump of Debian {DEBIAN} "
+                "cannot read it: there would be no backup before a schema changes; give group `database` to a node that "
+                f"runs Debian {DEBIAN}",
+                "release",
+                database.name,
+            )
         for node in self.hosts(site):
             if node.release not in (None, DEBIAN):
                 yield Problem(

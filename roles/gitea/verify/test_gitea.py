@@ -406,23 +406,29 @@ def layer(folder: Path) -> Path:
     return path
 
 
-def test_container_image(
+@pytest.fixture(scope="module")
+def image(
     site: Site,
     settings: Settings,
-    controller: Controller,
-    service: Service,
     account: Account,
     environment: Mapping[str, str],
-    tmp_path: Path,
-) -> None:
-    """An image is pushed with crane, and another client pulls it as its digests say; without a login nobody does."""
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """A private image of the account as clients name it: `<registry>/<account>/image:1`. It goes with the account."""
     crane = str(Store().file("crane", "crane").path)
+    folder = tmp_path_factory.mktemp("image")
     registry = settings.registry(site) if site.is_on("gateway") else f"{settings.registry(site)}:{settings.port}"
-    name = f"{account.name}/image"
-    using = {**environment, "DOCKER_CONFIG": str(tmp_path)}
+    using = {**environment, "DOCKER_CONFIG": str(folder)}
     login = (crane, "auth", "login", registry, "-u", account.name, "--password-stdin")
     run(using, *login, given=account.token)
-    run(using, crane, "append", "--oci-empty-base", "-f", str(layer(tmp_path)), "-t", f"{registry}/{name}:1")
+    reference = f"{registry}/{account.name}/image:1"
+    run(using, crane, "append", "--oci-empty-base", "-f", str(layer(folder)), "-t", reference)
+    return reference
+
+
+def test_container_image(image: str, controller: Controller, account: Account) -> None:
+    """An image is pushed with crane, and another client pulls it as its digests say; without a login nobody does."""
+    registry, _, name = image.removesuffix(":1").partition("/")
     path = f"https://{registry}/v2/{name}/manifests/1"
     refused = controller.get(path, accept="application/vnd.oci.image.manifest.v1+json")
     assert refused.status == 401, f"{path} without a login: HTTP {refused.status}"
@@ -431,6 +437,22 @@ def test_container_image(
     blob = _pulled(controller, registry, name, f"blobs/{digest}", account)
     found = "sha256:" + hashlib.sha256(blob.body).hexdigest()
     assert found == digest, f"{path}: its layer has {found}, the manifest says {digest}"
+
+
+def test_nodes_pull_images(site: Site, settings: Settings, nodes: Nodes, image: str, account: Account) -> None:
+    """A node of the cluster pulls an image of Gitea's registry, and only with a login."""
+    if not site.is_on("containerd"):
+        raise DoesNotApply("no node of this site runs containers")
+    running = site.in_group(*site.settings("containerd").groups)
+    others = [node.name for node in running if node not in settings.hosts(site)]
+    host = nodes[(others or [node.name for node in running])[0]]
+    refused = host.run("crictl pull %s", image)
+    assert refused.rc != 0, f"{host.name}: pulls {image} without a login"
+    # crictl takes a login from its environment, too, where no list of processes shows it.
+    login = "IFS= read -r CRICTL_CREDS; export CRICTL_CREDS; "
+    pull = f"crictl pull {shlex.quote(image)}; rc=$?; crictl rmi {shlex.quote(image)} >/dev/null 2>&1; exit $rc"
+    pulled = host.feed(login + pull, f"{account.name}:{account.token}\n")
+    assert pulled.rc == 0, f"{host.name}: crictl pull {image}: {pulled.stderr.strip()[-300:]}"
 
 
 def _pulled(controller: Controller, registry: str, name: str, what: str, account: Account) -> Response:

@@ -178,19 +178,20 @@ class UnitState:
     """Whether its unit file changed since systemd read it (needs `daemon-reload`)."""
     started: float
     reloaded: float = 0.0
-    """When its last reload ended; the end of its start if there was none."""
+    """When its last reload ended well; its start if none did, or if the last one failed."""
 
 
 class Unit(Reading[UnitState]):
     """One systemd unit's state."""
 
     def command(self, unit: str) -> str:
-        properties = "LoadState,ActiveState,UnitFileState,NeedDaemonReload,ActiveEnterTimestamp,StateChangeTimestamp"
+        state = "LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+        when = "ActiveEnterTimestamp,StateChangeTimestamp,ReloadResult"
         # The start with microseconds, so that a file written in the same second as the start is seen as newer.
         # systemd's own NeedDaemonReload does not see a first drop-in: the newest file is compared with the last reload.
         quoted, own = shlex.quote(unit), shlex.quote(f"/etc/systemd/system/{unit}")
         return (
-            f"systemctl show --timestamp=us+utc -p {properties} {quoted}; "
+            f"systemctl show --timestamp=us+utc -p {state},{when} {quoted}; "
             "systemctl show --timestamp=us+utc -p UnitsLoadTimestamp; "
             f"stat -c Newest=%.6Z {own} {own}.d {own}.d/* 2>/dev/null | LC_ALL=C sort; true"
         )
@@ -198,13 +199,15 @@ class Unit(Reading[UnitState]):
     def process(self, output: Iterable[str]) -> UnitState:
         values = dict(line.split("=", 1) for line in output if "=" in line)
         unread = float(values.get("Newest", 0)) > _epoch(values.get("UnitsLoadTimestamp", "")) > 0
+        # A reload that failed leaves the service active, and with what it had.
+        read_again = "StateChangeTimestamp" if values.get("ReloadResult") == "success" else "ActiveEnterTimestamp"
         return UnitState(
             load=values.get("LoadState", "not-found"),
             active=values.get("ActiveState", "inactive"),
             enabled=values.get("UnitFileState", ""),
             stale=unread or values.get("NeedDaemonReload") == "yes",
             started=_epoch(values.get("ActiveEnterTimestamp", "")),
-            reloaded=_epoch(values.get("StateChangeTimestamp", "")),
+            reloaded=_epoch(values.get(read_again, "")),
         )
 
     @staticmethod

@@ -78,3 +78,9 @@ def test_a_node_with_another_python_is_refused(tmp_path: Path) -> None:
     nodes = [node("s1", 31, "services"), node("t1", 41, "tracking", release=13)]
     with pytest.raises(RequestError, match="the Python of Debian 12"):
         load_site(inventory(tmp_path, nodes=nodes))
+
+
+def test_a_database_that_its_backup_could_not_read_is_refused(tmp_path: Path) -> None:
+    nodes = [node("s1", 31, "services"), node("d1", 41, "database", release=13)]
+    with pytest.raises(RequestError, match="pg_dump of Debian 12"):
+        load_site(inventory(tmp_path, nodes=nodes))
