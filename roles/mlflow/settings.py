@@ -145,8 +145,8 @@ class Settings(RoleSettings):
         if database is not None and database.release not in (None, DEBIAN):
             yield Problem(
                 f"PostgreSQL's node {database.name} runs Debian {database.release}, and the pg_dump of Debian {DEBIAN} "
-                "cannot read it: there would be no backup before a schema changes; give group `database` to a node that "
-                f"runs Debian {DEBIAN}",
+                "cannot read it: there would be no backup before a schema changes; give group `database` to a node "
+                f"that runs Debian {DEBIAN}",
                 "release",
                 database.name,
             )
