@@ -80,6 +80,13 @@ class Settings(RoleSettings):
     swap: bool = Field(
         False, description="Whether swap may be on. Off: a pod's memory limit means memory, and kubelet expects it."
     )
+    disk_free_percent: int = Field(
+        5,
+        ge=0,
+        le=50,
+        description="What verification wants left of each file system, of its space and of its entries for files. "
+        "Below this a disk is full within days.",
+    )
     journal_size: Size = Field(
         ByteSize(2 << 30), description="Disk space of the journal at most: weeks of a busy node's messages."
     )

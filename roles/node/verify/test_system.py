@@ -12,9 +12,6 @@ from roles.node.settings import Settings
 LARGEST_OFFSET_SECONDS = 0.5
 """How far two clocks of a site may be apart: far below what etcd's leases and certificates' dates can bear."""
 
-LEAST_FREE_PERCENT = 5
-"""Below this a disk is full within days, and file systems get slow. The kubelet gives up earlier, on its own disks."""
-
 CLOCK_WAIT_SECONDS = 20
 """chrony needs four measurements, about eight seconds, after a start."""
 
@@ -185,24 +182,23 @@ def test_journal_limits(node: NodeHost, settings: Settings) -> None:
     assert started >= written, f"{node.name}: journald was started before its configuration was written"
 
 
-def test_disks_have_room(node: NodeHost) -> None:
+def test_disks_have_room(node: NodeHost, settings: Settings) -> None:
     """No file system is full, nor out of room for new files.
 
     `du -xh --max-depth=2 MOUNT | sort -h | tail` says what fills it. Services refuse to write until there is room, and
     then go on by themselves.
     """
     # Containers' own file systems are on the node's disks, or as small as their pods asked for.
-    others = "/(var/lib/kubelet|var/lib/containerd|run/containerd)/"
-    listed = node.lines(
-        "df --local -x devtmpfs -x squashfs -x iso9660 --output=target,size,avail,itotal,iavail | tail -n +2 | grep -vE %s", others
-    )
+    pods = "/(var/lib/kubelet|var/lib/containerd|run/containerd)/"
+    table = "df --local -x devtmpfs -x squashfs -x iso9660 --output=target,size,avail,itotal,iavail"
+    listed = node.lines(f"{table} | tail -n +2 | grep -vE %s", pods)
     assert listed, f"{node.name}: df lists no file system"
     short = []
     for line in listed:
         path, *numbers = line.rsplit(maxsplit=4)
         size, free, files, files_free = map(int, numbers)
         for total, left, what in ((size, free, "its space"), (files, files_free, "its entries for files")):
-            if total and left * 100 < total * LEAST_FREE_PERCENT:
+            if total and left * 100 < total * settings.disk_free_percent:
                 short.append(f"{path} has {left * 100 // total} % of {what} left")
     assert not short, f"{node.name}: {'; '.join(short)}"
 
