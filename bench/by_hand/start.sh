@@ -1,6 +1,6 @@
 #!/bin/sh
-# The same programs as the platform's, on the same node and the same PostgreSQL, started by hand: TLS and a login, and
-# nothing else. All as user postgres, whom the server knows by its socket.
+# The same programs as the platform's on the same node, started by hand: TLS and a login everywhere, to their database
+# too, objects encrypted, and all else as the programs have it by default. All as user postgres.
 # Usage: start.sh FOLDER FULL_NAME PYTHON WORKERS; prints what a client needs, as JSON.
 set -eu
 folder=$1 name=$2 python=$3 workers=$4
@@ -10,11 +10,9 @@ mkdir "$folder"/certs "$folder"/objects "$folder"/gitea "$folder"/artifacts
 cp /etc/gitea/chain.pem "$folder/certs/public.crt"
 cp /etc/gitea/key.pem "$folder/certs/private.key"
 word() { openssl rand -hex 16; }
-minio=$(word) gitea=$(word) mlflow=$(word)
-
-for database in bench_gitea bench_mlflow bench_mlflow_auth; do
-    runuser -u postgres -- createdb -T template0 -E UTF8 --lc-collate=C.UTF-8 --lc-ctype=C.UTF-8 "$database"
-done
+minio=$(word) gitea=$(word) mlflow=$(word) database=$(word)
+postgres=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
+tls="sslmode=verify-full&sslrootcert=/etc/ssl/certs/ca-certificates.crt"
 
 cat >"$folder/minio.env" <<END
 MINIO_ROOT_USER=bench
@@ -22,6 +20,8 @@ MINIO_ROOT_PASSWORD=$minio
 MINIO_UPDATE=off
 MINIO_BROWSER=off
 MINIO_ROOTDRIVE_THRESHOLD_SIZE=1
+MINIO_KMS_SECRET_KEY=bench:$(openssl rand -base64 32)
+MINIO_KMS_AUTO_ENCRYPTION=on
 END
 cat >"$folder/app.ini" <<END
 RUN_USER = postgres
@@ -36,8 +36,10 @@ STATIC_ROOT_PATH = /usr/local/share/gitea
 OFFLINE_MODE = true
 [database]
 DB_TYPE = postgres
-HOST = /var/run/postgresql
+HOST = $name:15432
 USER = postgres
+PASSWD = $database
+SSL_MODE = verify-full
 NAME = bench_gitea
 [security]
 INSTALL_LOCK = true
@@ -53,13 +55,14 @@ END
 cat >"$folder/mlflow.ini" <<END
 [mlflow]
 default_permission = NO_PERMISSIONS
-database_uri = postgresql+psycopg2:///bench_mlflow_auth?host=/var/run/postgresql
+database_uri = postgresql+psycopg2://postgres:$database@$name:15432/bench_mlflow_auth?$tls
 admin_username = bench
 admin_password = $mlflow
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 30
 END
 cat >"$folder/mlflow.env" <<END
+MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://postgres:$database@$name:15432/bench_mlflow?$tls
 MLFLOW_AUTH_CONFIG_PATH=$folder/mlflow.ini
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(word)
 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
@@ -67,18 +70,30 @@ MLFLOW_SERVER_ALLOWED_HOSTS=*
 PYTHONDONTWRITEBYTECODE=1
 HOME=$folder
 END
+echo "$database" >"$folder/password"
 chown -R postgres: "$folder"
+(umask 077 && runuser -u postgres -- "$postgres/initdb" -D "$folder/database" -k -E UTF8 --locale=C.UTF-8 \
+    -A scram-sha-256 --pwfile="$folder/password" >/dev/null)
+echo "hostssl all postgres samehost scram-sha-256" >>"$folder/database/pg_hba.conf"
 
 by_hand() {
     unit=bench-by-hand-$1
     shift
     systemd-run --quiet --collect --unit="$unit" --property=User=postgres --setenv=HOME="$folder" "$@"
 }
+by_hand postgresql "$postgres/postgres" -D "$folder/database" -c port=15432 -c listen_addresses="$name" \
+    -c unix_socket_directories="$folder" -c ssl=on -c ssl_cert_file="$folder/certs/public.crt" \
+    -c ssl_key_file="$folder/certs/private.key"
+database() { runuser -u postgres -- env PGPASSFILE="$folder/pgpass" "$@" -h "$folder" -p 15432; }
+(umask 077 && echo "*:*:*:postgres:$database" >"$folder/pgpass" && chown postgres: "$folder/pgpass")
+timeout 60 sh -c "until '$postgres/pg_isready' -q -h '$folder' -p 15432; do sleep 0.2; done"
+for one in bench_gitea bench_mlflow bench_mlflow_auth; do
+    database createdb "$one"
+done
 by_hand minio --property=EnvironmentFile="$folder/minio.env" \
     /usr/local/bin/minio server --quiet --address :19000 --certs-dir "$folder/certs" "$folder/objects"
 by_hand gitea /usr/local/bin/gitea web --config "$folder/app.ini"
 by_hand mlflow --property=EnvironmentFile="$folder/mlflow.env" "$python" -W ignore -m mlflow server \
-    --backend-store-uri "postgresql+psycopg2:///bench_mlflow?host=/var/run/postgresql" \
     --artifacts-destination "$folder/artifacts" --host 0.0.0.0 --port 15000 --workers "$workers" \
     --app-name basic-auth \
     --uvicorn-opts "--ssl-keyfile $folder/certs/private.key --ssl-certfile $folder/certs/public.crt"
