@@ -1,10 +1,10 @@
 """The services beside the cluster: their memory, their speed against the same programs started by hand, and ours.
 
 Needs the lab up (`./mlops lab up`) with all services on one node. Beside each service the same program is started by
-hand (bench/by_hand): over TLS with logins, on a PostgreSQL of its own, objects encrypted, and else as it comes. A client
-on the node works at both, taking turns from one small piece of work to the next; the median of the rounds' ratios
-counts. What was started is stopped and removed at the end, and the repository, the bucket and the experiment of the
-client, too.
+hand (bench/by_hand): over TLS with logins, on a PostgreSQL of its own, objects encrypted, and else as it comes. A
+client on the node works at both, taking turns from one small piece of work to the next; the median of the rounds'
+ratios counts. What was started is stopped and removed at the end, and the repository, the bucket and the experiment of
+the client, too.
 """
 
 from __future__ import annotations

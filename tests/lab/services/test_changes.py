@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from onprem_mlops.site import load_site
 from tests.lab.clients import Client, secret
 from tests.lab.services.at_work import comes_back, files, metrics
 from tests.lab.sites import TestSite
@@ -36,6 +38,27 @@ def test_a_new_authority_reaches_every_service(site: TestSite, s3: Any, mlflow: 
     comes_back(lambda: mlflow.must("GET", "/api/2.0/mlflow/experiments/search?max_results=1"))
     for role in ("postgresql", "object_store", "gateway"):
         site.run("verify", "infrastructure", "--role", role).must()
+
+
+def test_a_node_with_another_name_keeps_everything(site: TestSite, s3: Any, mlflow: Client, gitea: Client) -> None:
+    kept = [objects(s3), metrics(mlflow), files(gitea)]
+    for one in kept:
+        one.write(1)
+    file = site.folder / "site.yaml"
+    before, key = file.read_text(), load_site(site.folder).node("s1").host_key
+    # It is the same machine at the same address, which only the site file calls otherwise.
+    file.write_text(re.sub(r"- name: s1\b(.*\n.*\n\s+host_key:) generated", rf"- name: store1\1 {key}", before))
+    assert load_site(site.folder).node("store1").host_key == key
+    try:
+        site.run("deploy", "infrastructure").must()
+        for one in kept:
+            assert comes_back(one.read) == {1}
+        for role in ("node", *SERVICES):
+            site.run("verify", "infrastructure", "--role", role).must()
+        assert site.json("plan", "infrastructure")["changed"] == 0
+    finally:
+        file.write_text(before)
+        site.run("deploy", "infrastructure").must()
 
 
 LEFT = r"""
