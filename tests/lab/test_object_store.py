@@ -6,7 +6,6 @@ What counts is what the client counted: every object whose writing was acknowled
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,12 +19,11 @@ from onprem_mlops.site import load_site
 from roles.object_store.settings import VERIFIER
 from roles.object_store.verify.clients import opened
 from tests.lab.clients import Writer, writing
-from tests.lab.sites import TestSite
+from tests.lab.sites import TestSite, made
 
 pytestmark = pytest.mark.lab
 
 ROLES = ("node", "firewall", "mirror", "object_store")
-SUBNET = 62
 DRIVES = tuple(f"/srv/objects/{number}" for number in range(4))
 BUCKET = "verify-faults"
 PART = 5 << 20
@@ -36,19 +34,16 @@ KILLS = 3
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
     """One node with four drives."""
-    site = TestSite.copy("lab", f"objects-{os.getpid()}", SUBNET, tmp_path_factory.mktemp("site"), ROLES)
-    yaml = YAML()
-    file = site.folder / "site.yaml"
-    written = yaml.load(file)
-    written["nodes"] = [node for node in written["nodes"] if "services" in node["groups"]]
-    written["settings"]["object_store"] = {"drives": list(DRIVES), "drives_on_system_disk": True}
-    yaml.dump(written, file)
-    try:
+    with made("lab", "t-objects", tmp_path_factory.mktemp("site"), roles=ROLES, booted=False) as site:
+        yaml = YAML()
+        file = site.folder / "site.yaml"
+        written = yaml.load(file)
+        written["nodes"] = [node for node in written["nodes"] if "services" in node["groups"]]
+        written["settings"]["object_store"] = {"drives": list(DRIVES), "drives_on_system_disk": True}
+        yaml.dump(written, file)
         site.run("lab", "up", "--nodes-only").must()
         site.run("deploy", "infrastructure").must()
         yield site
-    finally:
-        site.run("lab", "destroy", "--yes-destroy", site.name).must()
 
 
 @pytest.fixture(scope="module")

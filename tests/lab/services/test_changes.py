@@ -9,7 +9,7 @@ import pytest
 
 from onprem_mlops.site import load_site
 from tests.lab.clients import Client, secret
-from tests.lab.services.at_work import comes_back, files, metrics
+from tests.lab.services.at_work import comes_back, files, metrics, objects
 from tests.lab.sites import TestSite
 
 pytestmark = pytest.mark.lab
