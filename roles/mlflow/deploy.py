@@ -21,6 +21,7 @@ PROGRAMS = "/usr/local/lib/onprem-mlflow"
 CONFIGURATION = "/etc/onprem-mlflow"
 ENVIRONMENT = f"{CONFIGURATION}/environment"
 AUTHENTICATION = f"{CONFIGURATION}/authentication.ini"
+PASSWORDS = f"{CONFIGURATION}/databases"
 ACCOUNTS = f"{CONFIGURATION}/accounts.json"
 CHAIN = f"{CONFIGURATION}/chain.pem"
 KEY = f"{CONFIGURATION}/key.pem"
@@ -97,7 +98,7 @@ def serve(ctx: Context[Settings]) -> None:
     systemd.service(
         "MLflow with this configuration",
         UNIT,
-        configuration=(ENVIRONMENT, AUTHENTICATION, CHAIN, KEY, *programs),
+        configuration=(ENVIRONMENT, AUTHENTICATION, PASSWORDS, CHAIN, KEY, *programs),
     )
     systemd.service("deleted runs go for good every night", TIMER)
     python.alone("no environment of an earlier version", _environment(ctx))
@@ -163,14 +164,19 @@ def _configuration(ctx: Context[Settings]) -> None:
     files.directory("configuration of MLflow", CONFIGURATION, mode="750", group=USER)
     files.content("certificate of MLflow", CHAIN, certificate.chain_pem)
     files.content("key of MLflow", KEY, certificate.key_pem, mode="640", group=USER)
-    authentication = ctx.render(
-        "authentication.ini.j2", password=ctx.secret("auth_database_password").reveal(), **where
+    authentication = ctx.render("authentication.ini.j2", **where)
+    files.content("who may do what by default", AUTHENTICATION, authentication, mode="640", group=USER)
+    passwords = ctx.render(
+        "passwords.j2",
+        database_password=ctx.secret("database_password").reveal(),
+        auth_database_password=ctx.secret("auth_database_password").reveal(),
+        **where,
     )
-    files.content("who may do what by default", AUTHENTICATION, Hidden(authentication), mode="640", group=USER)
+    files.content("passwords of its databases", PASSWORDS, Hidden(passwords), mode="600", owner=USER)
     own = ctx.settings.internal_endpoint(ctx.site, ctx.node)
     environment = ctx.render(
         "environment.j2",
-        database_password=ctx.secret("database_password").reveal(),
+        passwords=PASSWORDS,
         storage_key=ctx.secret("storage_key").reveal(),
         admin_password=ctx.secret("admin_password").reveal(),
         session_key=ctx.secret("session_key").reveal(),

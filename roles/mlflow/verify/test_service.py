@@ -162,7 +162,7 @@ def test_secrets_are_private(hosts: list[NodeHost]) -> None:
     for host in hosts:
         found = host.lines(f"find {FOLDER} -type f ! -name chain.pem -printf '%p %m %u %g\\n'")
         assert len(found) >= 3, f"{host.name}: only {len(found)} files in {FOLDER}"
-        right = ("600 root root", "640 root onprem-mlflow")
+        right = ("600 root root", "640 root onprem-mlflow", "600 onprem-mlflow root")
         wrong = [line for line in found if line.split(" ", 1)[1] not in right]
         assert not wrong, f"{host.name}: {'; '.join(wrong)}"
 
@@ -170,11 +170,14 @@ def test_secrets_are_private(hosts: list[NodeHost]) -> None:
 def test_secrets_are_not_in_sight(hosts: list[NodeHost]) -> None:
     """No password is in a process's arguments, nor in the service's log."""
     for host in hosts:
-        known = f"sed -n 's/^[A-Z_]*\\(PASSWORD\\|KEY\\|SECRET_KEY\\)=//p' {FOLDER}/environment | sort -u"
+        known = (
+            f"{{ sed -n 's/^[A-Z_]*\\(PASSWORD\\|KEY\\|SECRET_KEY\\)=//p' {FOLDER}/environment; "
+            f"sed -n 's/.*:mlflow[a-z_]*://p' {FOLDER}/databases; }} | sort -u"
+        )
         count = int(host.check_output(f"{known} | wc -l"))
-        assert count >= 3, f"{host.name}: {count} secrets in {FOLDER}/environment to look for"
+        assert count >= 5, f"{host.name}: {count} secrets in {FOLDER} to look for"
         seen = host.check_output(
-            f"{known} >/run/onprem-verify-mlflow; {{ ps -eo args=; journalctl -u {UNIT} -o cat --no-pager; }} "
+            f"umask 077; {known} >/run/onprem-verify-mlflow; {{ ps -eo args=; journalctl -u {UNIT} -o cat --no-pager; }} "
             "| grep -cFf /run/onprem-verify-mlflow; rm -f /run/onprem-verify-mlflow"
         )
         assert seen == "0", f"{host.name}: {seen} lines show a secret"
