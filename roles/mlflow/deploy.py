@@ -172,7 +172,7 @@ def _configuration(ctx: Context[Settings]) -> None:
         auth_database_password=ctx.secret("auth_database_password").reveal(),
         **where,
     )
-    files.content("passwords of its databases", PASSWORDS, Hidden(passwords), mode="600", owner=USER)
+    files.content("passwords of its databases", PASSWORDS, Hidden(passwords), mode="400", owner=USER)
     own = ctx.settings.internal_endpoint(ctx.site, ctx.node)
     environment = ctx.render(
         "environment.j2",
