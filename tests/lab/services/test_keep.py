@@ -94,8 +94,7 @@ def test_a_full_disk_is_refused_and_named_and_nothing_is_corrupted(
             assert one.acknowledged - comes_back(one.read) == set(), f"{one.name}: acknowledged and lost"
         assert rows.lost() == set()
         site.on("s1", "for one in /var/lib/gitea/repositories/*/*.git; do git -c safe.directory=* -C $one fsck; done")
-    for role in ("postgresql", "object_store", "gitea", "mlflow"):
-        site.run("verify", "infrastructure", "--role", role).must()
+    comes_back(lambda: site.run("verify", "infrastructure", "--role", "gateway").must())
 
 
 def test_services_wait_for_a_database_that_is_down(site: TestSite, mlflow: Client, gitea: Client) -> None:
