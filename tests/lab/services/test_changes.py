@@ -67,7 +67,7 @@ find /etc /opt /usr/local /srv /var/lib /var/log /var/cache -xdev -not -path '/s
 cut -d: -f1 /etc/passwd /etc/group | grep -iE 'git|minio|mlflow|postgres|gateway|runner|job|haproxy'
 systemctl list-unit-files --no-legend --plain | grep -iE 'gitea|minio|mlflow|postgres|gateway|haproxy'
 dpkg-query -W -f '${Package} ${db:Status-Abbrev}\n' | grep -E '^(postgresql|haproxy|git)' | grep -v ' un '
-nft list ruleset | grep -iE 'gitea|runner'
+nft list tables | grep onprem_jobs
 true
 """
 
