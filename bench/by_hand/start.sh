@@ -3,6 +3,7 @@
 # too, objects encrypted, and all else as the programs have it by default. All as user postgres.
 # Usage: start.sh FOLDER FULL_NAME PYTHON WORKERS; prints what a client needs, as JSON.
 set -eu
+umask 077
 folder=$1 name=$2 python=$3 workers=$4
 cd /
 mkdir -m 700 "$folder"
@@ -72,8 +73,8 @@ HOME=$folder
 END
 echo "$database" >"$folder/password"
 chown -R postgres: "$folder"
-(umask 077 && runuser -u postgres -- "$postgres/initdb" -D "$folder/database" -k -E UTF8 --locale=C.UTF-8 \
-    -A scram-sha-256 --pwfile="$folder/password" >/dev/null)
+runuser -u postgres -- "$postgres/initdb" -D "$folder/database" -k -E UTF8 --locale=C.UTF-8 \
+    -A scram-sha-256 --pwfile="$folder/password" >/dev/null
 echo "hostssl all postgres samehost scram-sha-256" >>"$folder/database/pg_hba.conf"
 
 by_hand() {
@@ -85,8 +86,12 @@ by_hand postgresql "$postgres/postgres" -D "$folder/database" -c port=15432 -c l
     -c unix_socket_directories="$folder" -c ssl=on -c ssl_cert_file="$folder/certs/public.crt" \
     -c ssl_key_file="$folder/certs/private.key"
 database() { runuser -u postgres -- env PGPASSFILE="$folder/pgpass" "$@" -h "$folder" -p 15432; }
-(umask 077 && echo "*:*:*:postgres:$database" >"$folder/pgpass" && chown postgres: "$folder/pgpass")
-timeout 60 sh -c "until '$postgres/pg_isready' -q -h '$folder' -p 15432; do sleep 0.2; done"
+echo "*:*:*:postgres:$database" >"$folder/pgpass"
+chown postgres: "$folder/pgpass"
+timeout 60 sh -c "until '$postgres/pg_isready' -q -h '$folder' -p 15432; do sleep 0.2; done" || {
+    journalctl --no-pager -n 10 -o cat -u bench-by-hand-postgresql >&2
+    exit 1
+}
 for one in bench_gitea bench_mlflow bench_mlflow_auth; do
     database createdb "$one"
 done

@@ -153,11 +153,12 @@ class Settings(RoleSettings):
     repositories_per_person: int = Field(
         50, ge=-1, description="Quota: repositories that a person may own; -1 for no limit. Teams have organisations."
     )
-    memory: str = Field(
-        "1G",
-        pattern=r"^[1-9][0-9]*[MG]$",
-        description="Memory that Gitea and its Git processes may use at most; it idles at 200 MB, packing a large "
-        "repository takes the rest.",
+    memory: Size = Field(
+        ByteSize(2 << 30),
+        ge=1 << 30,
+        description="Memory that Gitea and its Git processes may use at most. It idles at 200 MB; packing a large "
+        "repository takes the rest, and so does each file on its way to the object store whose size Gitea does not "
+        "know before: half a gigabyte.",
     )
 
     # --- where it runs

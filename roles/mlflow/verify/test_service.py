@@ -177,7 +177,8 @@ def test_secrets_are_not_in_sight(hosts: list[NodeHost]) -> None:
         count = int(host.check_output(f"{known} | wc -l"))
         assert count >= 5, f"{host.name}: {count} secrets in {FOLDER} to look for"
         seen = host.check_output(
-            f"umask 077; {known} >/run/onprem-verify-mlflow; {{ ps -eo args=; journalctl -u {UNIT} -o cat --no-pager; }} "
-            "| grep -cFf /run/onprem-verify-mlflow; rm -f /run/onprem-verify-mlflow"
+            f"umask 077; {known} >/run/onprem-verify-mlflow; "
+            f"{{ ps -eo args=; journalctl -u {UNIT} -o cat --no-pager; }} | "
+            "grep -cFf /run/onprem-verify-mlflow; rm -f /run/onprem-verify-mlflow"
         )
         assert seen == "0", f"{host.name}: {seen} lines show a secret"
