@@ -1,7 +1,7 @@
 """The services beside the cluster: their memory, their speed against the same programs started by hand, and ours.
 
 Needs the lab up (`./mlops lab up`) with all services on one node. Beside each service the same program is started by
-hand (bench/by_hand): over TLS with logins, on a PostgreSQL of its own, objects encrypted, and else as it comes. A
+hand (bench/by_hand): over TLS with logins, on a PostgreSQL of its own, objects encrypted, teams apart, else bare. A
 client on the node works at both, taking turns from one small piece of work to the next; the median of the rounds'
 ratios counts. What was started is stopped and removed at the end, and the repository, the bucket and the experiment of
 the client, too.
@@ -29,7 +29,7 @@ ROUNDS = 7
 FOLDER = "/var/lib/postgresql/bench-by-hand"
 """On the node, on the disk that the services' data is on."""
 SERVICES = ("postgresql", "object_store", "gitea", "mlflow")
-UNITS = "postgresql|onprem-minio|gitea|onprem-mlflow|onprem-gateway"
+UNITS = "postgresql|onprem-minio|gitea|onprem-gitea|onprem-mlflow|onprem-gateway"
 """What the units of the services beside the cluster begin with."""
 
 LIMIT_PSS_GB = 1.6

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The same programs as the platform's on the same node, started by hand: TLS and a login everywhere, to their database
-# too, objects encrypted, and all else as the programs have it by default. All as user postgres.
+# too, objects encrypted, teams kept apart, and all else as the programs have it by default. All as user postgres.
 # Usage: start.sh FOLDER FULL_NAME PYTHON WORKERS; prints what a client needs, as JSON.
 set -eu
 umask 077
@@ -67,6 +67,7 @@ MLFLOW_BACKEND_STORE_URI=postgresql+psycopg2://postgres:$database@$name:15432/be
 MLFLOW_AUTH_CONFIG_PATH=$folder/mlflow.ini
 MLFLOW_FLASK_SERVER_SECRET_KEY=$(word)
 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+MLFLOW_ENABLE_WORKSPACES=true
 MLFLOW_SERVER_ALLOWED_HOSTS=*
 PYTHONDONTWRITEBYTECODE=1
 HOME=$folder
