@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from onprem_mlops.engine.facts import probe
-from onprem_mlops.engine.operations import apt, files, server, shell, systemd
+from onprem_mlops.engine.operations import apt, files, network, server, shell, systemd
 from onprem_mlops.roles import Context, removal, step
 
 from .repository import Repository, repositories
@@ -33,6 +33,7 @@ class Paths:
     runner_configuration: str = "/etc/onprem-gitea-runner/runner.yaml"
     cache_configuration: str = "/etc/onprem-gitea-runner/cache.yaml"
     rules: str = "/etc/onprem-gitea-runner/network.nft"
+    table: str = "onprem_jobs"
     network_unit: str = "onprem-gitea-runner-network.service"
     cache_unit: str = "onprem-gitea-cache.service"
     proxy_socket: str = "onprem-gitea-cache-proxy.socket"
@@ -155,18 +156,17 @@ def _cache(ctx: Context[Settings]) -> None:
 
 
 def _network(ctx: Context[Settings]) -> None:
-    rules = ctx.render(
+    body = ctx.render(
         "network.nft.j2",
         users=[ctx.settings.user(slot) for slot in ctx.settings.slots],
         targets=_targets(ctx),
         loopback=LOOPBACK_PORTS,
     )
-    files.content("what jobs may reach", PATHS.rules, rules, check="nft -c -f {}")
-    unit = PATHS.unit(PATHS.network_unit)
-    files.content("unit of what jobs may reach", unit, ctx.render(f"{PATHS.network_unit}.j2", paths=PATHS))
-    systemd.service("packet filter of jobs", PATHS.network_unit, configuration=(PATHS.rules, unit))
-    # Its unit stays active when somebody flushes all rules; loading them does not end the jobs that run.
-    shell.run("rules of jobs, loaded", f"nft -f {PATHS.rules}", unless="nft list table inet onprem_jobs")
+    network.ruleset("what jobs may reach", PATHS.rules, PATHS.table, body)
+    unit, mark = PATHS.unit(PATHS.network_unit), network.mark_loaded(PATHS.table)
+    files.content("packet filter of jobs at boot", unit, ctx.render(f"{PATHS.network_unit}.j2", paths=PATHS, mark=mark))
+    # Its file is no reason to restart: the rules are loaded and proven already.
+    systemd.service("packet filter of jobs at boot, enabled", PATHS.network_unit)
 
 
 def _targets(ctx: Context[Settings]) -> list[tuple[str, int]]:
@@ -207,6 +207,7 @@ def remove(ctx: Context[Settings]) -> None:
     units = (PATHS.proxy_socket, PATHS.proxy_unit, PATHS.cache_unit, PATHS.network_unit)
     for unit in units:
         systemd.gone(f"no {unit}", unit)
+    network.no_ruleset("no packet filter of jobs", PATHS.rules, PATHS.table)
     files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in units))
     for path in (PATHS.configuration, PATHS.programs, ctx.settings.data, ctx.settings.cache):
         files.absent(f"no {PurePosixPath(path).name}", path, recursive=True)

@@ -58,7 +58,7 @@ def ruleset_text(table: str, body: str) -> str:
     digest = hashlib.sha256(body.encode()).hexdigest()
     inner = "".join(f"\t{line}\n" if line else "\n" for line in body.splitlines())
     return (
-        f"# Written by onprem-mlops (role firewall); changes by hand are undone by the next deploy.\n"
+        f"# Written by onprem-mlops; changes by hand are undone by the next deploy.\n"
         f"table inet {table}\n"
         f"delete table inet {table}\n"
         f'table inet {table} {{\n\tcomment "source {digest}"\n\n{inner}}}\n'
