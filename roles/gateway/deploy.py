@@ -76,7 +76,7 @@ def _configuration(ctx: Context[Settings]) -> str:
     certificate = ctx.certificate("gateway")
     files.directory("configuration of the gateway", CONFIGURATION)
     files.content("certificate of the gateway", CHAIN, certificate.chain_pem)
-    files.content("key of the gateway", KEY, certificate.key_pem, mode="640", group=USER)
+    files.content("key of the gateway", KEY, certificate.key_pem, mode="400", owner=USER)
     values = {
         "chain": CHAIN,
         "authority": ctx.settings_of("node").authority_path,

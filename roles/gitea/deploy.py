@@ -132,7 +132,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _secrets(ctx: Context[Settings]) -> tuple[str, ...]:
     """Files that only Gitea's account may read, and the paths of those that it reads when it starts."""
-    group = ctx.settings.account
+    account = ctx.settings.account
     wanted = {
         "secret_key": ctx.secret("secret_key"),
         "internal_token": ctx.secret("internal_token"),
@@ -144,10 +144,10 @@ def _secrets(ctx: Context[Settings]) -> tuple[str, ...]:
     if ctx.site.is_on("gitea_runner"):
         wanted["runner_token"] = ctx.secret_of("gitea_runner", "registration_token")
     for name, text in wanted.items():
-        files.content(f"secret {name}", f"{PATHS.secrets}/{name}", text, mode="640", group=group)
+        files.content(f"secret {name}", f"{PATHS.secrets}/{name}", text, mode="400", owner=account)
     certificate = ctx.certificate("gitea")
     files.content("certificate of Gitea", PATHS.chain, certificate.chain_pem)
-    files.content("key of Gitea", PATHS.key, certificate.key_pem, mode="640", group=group)
+    files.content("key of Gitea", PATHS.key, certificate.key_pem, mode="400", owner=account)
     return (*(f"{PATHS.secrets}/{name}" for name in wanted), PATHS.chain, PATHS.key)
 
 

@@ -146,7 +146,7 @@ def _cache(ctx: Context[Settings]) -> None:
     secret = ctx.secret("cache_secret").reveal()
     text = ctx.render("cache.yaml.j2", secret=secret)
     files.content(
-        "configuration of the cache", PATHS.cache_configuration, text, mode="640", group=CACHE_USER, secret=True
+        "configuration of the cache", PATHS.cache_configuration, text, mode="400", owner=CACHE_USER, secret=True
     )
     for unit in (PATHS.cache_unit, PATHS.proxy_socket, PATHS.proxy_unit):
         files.content(f"unit {unit}", PATHS.unit(unit), ctx.render(f"{unit}.j2", paths=PATHS))

@@ -163,9 +163,9 @@ def _configuration(ctx: Context[Settings]) -> None:
     }
     files.directory("configuration of MLflow", CONFIGURATION, mode="750", group=USER)
     files.content("certificate of MLflow", CHAIN, certificate.chain_pem)
-    files.content("key of MLflow", KEY, certificate.key_pem, mode="640", group=USER)
+    files.content("key of MLflow", KEY, certificate.key_pem, mode="400", owner=USER)
     authentication = ctx.render("authentication.ini.j2", **where)
-    files.content("who may do what by default", AUTHENTICATION, authentication, mode="640", group=USER)
+    files.content("who may do what by default", AUTHENTICATION, authentication, mode="400", owner=USER)
     passwords = ctx.render(
         "passwords.j2",
         database_password=ctx.secret("database_password").reveal(),

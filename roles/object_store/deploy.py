@@ -39,7 +39,7 @@ def serve(ctx: Context[Settings]) -> None:
         files.directory(f"folder {folder}", folder)
     certificate = ctx.certificate("object_store")
     files.content("certificate of the object store", CHAIN, certificate.chain_pem)
-    files.content("key of the object store", KEY, certificate.key_pem, mode="640", group=ACCOUNT)
+    files.content("key of the object store", KEY, certificate.key_pem, mode="400", owner=ACCOUNT)
     files.content("whom the object store trusts", f"{CERTS}/CAs/authority.crt", ctx.authority_pem)
     files.content("secrets of the object store", ENVIRONMENT, _environment(ctx), mode="600")
     for drive in ctx.settings.drives:

@@ -233,7 +233,7 @@ def _configure(ctx: Context[Settings], machine: Machine, paths: Paths) -> None:
     """Certificate, settings, who may log in from where, and the unit; then the server runs with them."""
     certificate = ctx.certificate("postgresql")
     files.content("certificate of the server", paths.chain, certificate.chain_pem)
-    files.content("key of the server", paths.key, certificate.key_pem, mode="640", group="postgres")
+    files.content("key of the server", paths.key, certificate.key_pem, mode="400", owner="postgres")
     if ctx.settings.standby:
         _replication_password(ctx, paths)
     access = ctx.render(

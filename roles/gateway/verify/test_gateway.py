@@ -257,13 +257,11 @@ def test_runs_as_its_own_user(gateways: list[NodeHost]) -> None:
 
 
 def test_key_is_private(gateways: list[NodeHost]) -> None:
-    """The gateway's private key can be read by root and its own account only."""
+    """The gateway's private key can be read by its own account only."""
     for gateway in gateways:
         said = gateway.lines("find /etc/onprem-gateway -name '*key*' -printf '%p %m %u %g\\n'")
         assert said, f"{gateway.name}: no key in /etc/onprem-gateway"
-        wrong = [
-            one for one in said if one.split()[1:] not in (["640", "root", "onprem-gateway"], ["600", "root", "root"])
-        ]
+        wrong = [one for one in said if one.split()[1:] != ["400", "onprem-gateway", "root"]]
         assert not wrong, f"{gateway.name}: {'; '.join(wrong)}"
 
 

@@ -178,8 +178,8 @@ def test_services_are_nobody(host: NodeHost, settings: Settings) -> None:
 
 
 def test_key_is_private(host: NodeHost) -> None:
-    """The mirror's private key can be read by root and the web server's account only."""
+    """The mirror's private key can be read by the web server's account only."""
     said = host.lines("find /etc/onprem-mirror -name '*key*' -printf '%p %m %u\\n'")
     assert said, f"{host.name}: no key in /etc/onprem-mirror"
-    wrong = [line for line in said if line.split()[1] not in ("600", "640", "400", "440") or line.split()[2] != "root"]
+    wrong = [line for line in said if line.split()[1:] != ["400", "onprem-mirror"]]
     assert not wrong, f"{host.name}: {'; '.join(wrong)}"

@@ -162,7 +162,7 @@ def test_secrets_are_private(hosts: list[NodeHost]) -> None:
     for host in hosts:
         found = host.lines(f"find {FOLDER} -type f ! -name chain.pem -printf '%p %m %u %g\\n'")
         assert len(found) >= 3, f"{host.name}: only {len(found)} files in {FOLDER}"
-        right = ("600 root root", "640 root onprem-mlflow", "400 onprem-mlflow root")
+        right = ("600 root root", "400 onprem-mlflow root")
         wrong = [line for line in found if line.split(" ", 1)[1] not in right]
         assert not wrong, f"{host.name}: {'; '.join(wrong)}"
 

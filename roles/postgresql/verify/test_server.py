@@ -101,15 +101,15 @@ def test_process_has_no_privileges(host: NodeHost, server: int) -> None:
 
 
 def test_files_are_private(host: NodeHost, data: str, asked: Callable[[str], list[str]]) -> None:
-    """Databases, key and rules of the database server can be read by its own account only, and the key not changed."""
+    """Databases, key and rules of the database server can be read by its own account only, and the rules not changed."""
     folder = host.check_output("stat -c '%%a %%U' %s", data)
     assert folder == "700 postgres", f"{host.name}: {data} is {folder}, not 700 postgres"
     loose = host.lines("find %s -perm /o+rwx ! -type l -print -quit", data)
     assert not loose, f"{host.name}: everybody can read {loose[0]}"
     key, rules = asked("select setting from pg_settings where name in ('ssl_key_file', 'hba_file') order by name desc")
-    for path in (key, rules):
+    for path, right in ((key, "400 postgres root"), (rules, "640 root postgres")):
         found = host.check_output("stat -c '%%a %%U %%G' %s", path)
-        assert found == "640 root postgres", f"{host.name}: {path} is {found}, not 640 root postgres"
+        assert found == right, f"{host.name}: {path} is {found}, not {right}"
 
 
 def test_passwords_are_kept_as_scram(host: NodeHost, asked: Callable[[str], list[str]]) -> None:
