@@ -101,7 +101,7 @@ def test_process_has_no_privileges(host: NodeHost, server: int) -> None:
 
 
 def test_files_are_private(host: NodeHost, data: str, asked: Callable[[str], list[str]]) -> None:
-    """Databases, key and rules of the database server can be read by its own account only, and the rules not changed."""
+    """Databases, key and rules can be read by the database server's account only, and the rules not changed by it."""
     folder = host.check_output("stat -c '%%a %%U' %s", data)
     assert folder == "700 postgres", f"{host.name}: {data} is {folder}, not 700 postgres"
     loose = host.lines("find %s -perm /o+rwx ! -type l -print -quit", data)
