@@ -44,8 +44,11 @@ def laid_down(ctx: Context[Settings]) -> None:
 
 def organisations(settings: Settings) -> Mapping[str, Organisation]:
     """What the site file names, and the platform's own."""
-    own = Organisation(description="The platform's own description", visibility="private")
-    return {settings.platform: own, **settings.organisations}
+    own = {
+        settings.platform: Organisation(description="The platform's own description", visibility="private"),
+        settings.shared: Organisation(description="Packages that everybody may install", visibility="public"),
+    }
+    return {**own, **settings.organisations}
 
 
 def _paths(ctx: Context[Settings], wanted: Mapping[str, Organisation]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, removal, step
 from onprem_mlops.site import Hidden
 
-from . import accounts
+from . import accounts, packages
 from .settings import Settings
 
 ON = ("services", "git")
@@ -91,6 +91,13 @@ def people(ctx: Context[Settings]) -> None:
     if not ctx.planning:
         known = f"[{ctx.settings.name(ctx.site)}]:{ctx.settings.ssh_port} {_public_host_key(ctx)}\n"
         write_atomically(ctx.state / KNOWN_HOSTS, known.encode())
+
+
+@step(on=ON, after=("people",))
+def offer(ctx: Context[Settings]) -> None:
+    """Python packages that people and jobs install: what roles declare, from the artifact store."""
+    if ctx.node in ctx.settings.hosts(ctx.site):
+        packages.offered(ctx)
 
 
 @removal(on=ON)

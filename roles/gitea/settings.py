@@ -118,11 +118,13 @@ class Settings(RoleSettings):
     """On the node: the header with which `curl --header @FILE` is the account that deploys act with."""
     platform: ClassVar[str] = "platform"
     """The organisation that holds the platform's own description."""
+    shared: ClassVar[str] = "shared"
+    """The organisation whose packages everybody may install."""
 
     organisations: Mapping[Name, Organisation] = Field(
         default_factory=dict,
-        description="Organisations and their teams. What is not named here stays as people made it; `platform` is "
-        "always there.",
+        description="Organisations and their teams. What is not named here stays as people made it; `platform` "
+        "and `shared` are always there.",
     )
     people: Mapping[Name, Person] = Field(
         default_factory=dict,
@@ -189,6 +191,10 @@ class Settings(RoleSettings):
     def ssh_listens(self, site: Site) -> int:
         """Port of Git over SSH on the service's own node: the gateway may be on the same one."""
         return 2022 if site.is_on("gateway") else self.ssh_port
+
+    def index(self, site: Site, owner: str) -> str:
+        """The address that pip wants for the Python packages of an organisation or a person."""
+        return f"{self.root_url(site)}api/packages/{owner}/pypi/simple"
 
     # --- what it declares
 
@@ -272,6 +278,11 @@ class Settings(RoleSettings):
                 elif name.lower() in taken:
                     yield Problem(f'"{name}" is taken; people and organisations share one list of names', field)
                 taken[name.lower()] = field
+        for name in self.people.keys() & {self.platform, self.shared}:
+            yield Problem(f'"{name}" is an organisation of the platform; choose another name', f"people.{name}")
+        yield from self._team_problems()
+
+    def _team_problems(self) -> Iterable[Problem]:
         for owner, organisation in self.organisations.items():
             for team, wanted in organisation.teams.items():
                 field = f"organisations.{owner}.teams.{team}"

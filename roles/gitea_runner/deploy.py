@@ -18,6 +18,7 @@ from .settings import LOOPBACK_PORTS, Settings
 ON = ("services", "runner")
 CACHE_USER = "onprem-gitea-cache"
 SLOTS = "onprem-gitea-runner@"
+SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,12 @@ def serve(ctx: Context[Settings]) -> None:
     gitea = ctx.settings_of("gitea")
     secret = ctx.secret("cache_secret").reveal()
     values = {"paths": PATHS, "labels": labels, "url": gitea.root_url(ctx.site).rstrip("/")}
+    index = gitea.index(ctx.site, gitea.shared) if ctx.site.wheelhouses else ""
     files.content("registration token", PATHS.token, ctx.secret("registration_token"), mode="600")
     files.content(
         "configuration of the runner",
         PATHS.runner_configuration,
-        ctx.render("runner.yaml.j2", secret=secret, **values),
+        ctx.render("runner.yaml.j2", secret=secret, index=index, system_store=SYSTEM_STORE, **values),
         mode="600",
         secret=True,
     )

@@ -128,6 +128,10 @@ class Settings(RoleSettings):
         clients = tuple(f"{one.address}/32" for one in gateways) or ("nodes", "pods")
         yield Opening(self.port, (*clients, "controller"), "MLflow")
 
+    def wheelhouses(self, site: Site) -> Iterable[str]:
+        """What people and jobs log with."""
+        yield "mlflow-client"
+
     def artifacts(self) -> Iterable[str]:
         """The server's wheels, what verification is a client with, and what installs both."""
         return ("mlflow", "mlflow-client", "uv")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shlex
 import ssl
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from onprem_mlops import prerequisites
 from onprem_mlops.artifacts import Store
+from onprem_mlops.artifacts.publish import StorePublisher
 from onprem_mlops.artifacts.sources.toolchain import pip
 from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.site.secrets import Secrets
@@ -523,6 +525,36 @@ def test_python_package(
     finally:
         netrc.unlink()
     assert (tmp_path / "installed" / f"{name}.py").read_text() == "ANSWER = 42\n", "pip installed something else"
+
+
+@pytest.mark.limit(120)
+def test_packages_for_everybody(
+    site: Site,
+    settings: Settings,
+    controller: Controller,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+    record_property: Any,
+) -> None:
+    """The Python packages that the platform offers are as the artifact store has them, and pip needs no login."""
+    published = StorePublisher(site)
+    wheels = [one for name in site.wheelhouses for one in published.files(name) if one.name.endswith(".whl")]
+    if not wheels:
+        raise DoesNotApply("no role of this site offers Python packages")
+    index = settings.index(site, settings.shared)
+    projects = {one.name: re.sub(r"[-_.]+", "-", one.name.split("-")[0]).lower() for one in wheels}
+    missing = []
+    for wheel in wheels:
+        page = controller.get(f"{index}/{projects[wheel.name]}/")
+        if f"{wheel.name}#sha256={wheel.sha256}" not in page.text:
+            missing.append(wheel.name)
+    assert not missing, f"{index}: {len(missing)} of {len(wheels)} are missing or others: {', '.join(missing[:3])}"
+    smallest = min(wheels, key=lambda one: one.size)
+    options = ("--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--python-version", "3.11")
+    where = ("--index-url", index, "--only-binary", ":all:", "--target", str(tmp_path / "installed"))
+    run(environment, *pip(), "install", *options, *where, projects[smallest.name])
+    assert any((tmp_path / "installed").iterdir()), f"pip installed nothing of {projects[smallest.name]}"
+    record_property("found", f"{len(wheels)} packages at {index}")
 
 
 # --- the web page

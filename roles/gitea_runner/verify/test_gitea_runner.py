@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from onprem_mlops.verify.suite import NodeHost, Nodes, NotChecked, Site
+from onprem_mlops.artifacts.publish import StorePublisher
+from onprem_mlops.verify.suite import DoesNotApply, NodeHost, Nodes, NotChecked, Site
 from roles.gitea_runner.settings import Settings
 
 SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
@@ -43,6 +44,17 @@ jobs:
       - uses: actions/download-artifact@v4
         with: {{name: result, path: got}}
       - run: echo "downloaded=$(cat got/result.txt)"
+"""
+
+INSTALLS = """
+on: [push]
+jobs:
+  installs:
+    runs-on: {label}
+    steps:
+      - run: python3 -m venv tried
+      - run: tried/bin/pip install -q --no-deps --disable-pip-version-check {project}
+      - run: echo "installed=$(tried/bin/pip show {project} | sed -n 's/^Version. //p')"
 """
 
 FAILS = """
@@ -91,6 +103,13 @@ jobs:
           setsid nohup sleep 900 >/dev/null 2>&1 &
           echo "user=$(id -un)"
 """
+
+
+def smallest_wheel(site: Site) -> str:
+    """File name of the smallest Python package that the platform offers; empty if it offers none."""
+    published = StorePublisher(site)
+    wheels = [one for name in site.wheelhouses for one in published.files(name) if one.name.endswith(".whl")]
+    return min(wheels, key=lambda one: one.size).name if wheels else ""
 
 
 @dataclass(frozen=True)
@@ -201,14 +220,12 @@ def pushed(forge: Forge, runner: NodeHost, site: Site, canary: str) -> Iterator[
         found = Pushed(forge, f"/repos/{owner}/work", marker, label)
         half, other = canary[:20], canary[20:]
         values = {"label": label, "marker": marker, "half": half, "other": other, "targets": " ".join(targets)}
-        found.push(
-            {
-                "content.txt": "private-content\n",
-                ".gitea/workflows/work.yaml": WORK.format(**values),
-                ".gitea/workflows/fails.yaml": FAILS.format(**values),
-                ".gitea/workflows/hostile.yaml": HOSTILE.format(**values),
-            }
+        values["project"] = smallest_wheel(site).split("-")[0]
+        workflows = {"work": WORK, "fails": FAILS, "hostile": HOSTILE} | (
+            {"installs": INSTALLS} if values["project"] else {}
         )
+        files = {f".gitea/workflows/{name}.yaml": text.format(**values) for name, text in workflows.items()}
+        found.push({"content.txt": "private-content\n", **files})
         yield found
     finally:
         forge.curl("DELETE", f"/repos/{owner}/work")
@@ -216,9 +233,9 @@ def pushed(forge: Forge, runner: NodeHost, site: Site, canary: str) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def jobs(pushed: Pushed) -> dict[str, Any]:
+def jobs(site: Site, pushed: Pushed) -> dict[str, Any]:
     """The jobs of the first push, by name."""
-    return pushed.ended(3)
+    return pushed.ended(4 if smallest_wheel(site) else 3)
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +267,16 @@ def test_artifact(pushed: Pushed, jobs: dict[str, Any]) -> None:
     packed = pushed.forge.curl("GET", f"{pushed.path}/actions/artifacts/{found[0]['id']}/zip")
     content = zipfile.ZipFile(io.BytesIO(packed)).read("result.txt").decode().strip()
     assert content == pushed.marker, f"the artifact holds {content!r}, not {pushed.marker!r}"
+
+
+@pytest.mark.limit(120)
+def test_job_installs_packages(site: Site, pushed: Pushed, jobs: dict[str, Any]) -> None:
+    """A job installs the platform's Python packages with pip, which is told nothing: neither an index nor a login."""
+    wheel = smallest_wheel(site)
+    if not wheel:
+        raise DoesNotApply("no role of this site offers Python packages")
+    said = pushed.log(jobs["installs"])
+    assert f"installed={wheel.split('-')[1]}" in said, said[-900:]
 
 
 @pytest.mark.limit(120)

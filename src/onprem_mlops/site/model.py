@@ -303,6 +303,11 @@ class Site(Section):
         return tuple((role, one) for role, of in self.role_settings.items() for one in of.buckets(self))
 
     @property
+    def wheelhouses(self) -> tuple[str, ...]:
+        """Artifacts whose Python packages the site offers to people and jobs, each once."""
+        return tuple(dict.fromkeys(one for of in self.role_settings.values() for one in of.wheelhouses(self)))
+
+    @property
     def notices(self) -> tuple[tuple[str, str], ...]:
         """What people should know of the roles that are on, each with the role's name."""
         return tuple((role, one) for role, of in self.role_settings.items() for one in of.notices(self))

@@ -204,6 +204,13 @@ class RoleSettings(BaseModel):
         """Where `site push` puts this program and the site's folder, if the role serves Git."""
         return None
 
+    def wheelhouses(self, site: Site) -> Iterable[str]:
+        """Artifacts whose Python packages role ``gitea`` offers to everybody of the site: what people and jobs install.
+
+        Their names must be among `artifacts`, too.
+        """
+        return ()
+
     def artifacts(self) -> Iterable[str]:
         """Names in the artifact catalogue that the role lays down."""
         return ()
