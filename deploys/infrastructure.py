@@ -41,17 +41,18 @@ PHASE = Phase(
                 "ready": needs("kubernetes.mark"),
             },
         ),
-        Use("postgresql", here=("node.packages",)),
+        # A standby that cannot follow ends the run: not before everybody has the passwords that the server has.
+        Use("postgresql", here=("node.packages",), steps={"follow": needs("gitea", "gitea_runner", "mlflow")}),
         Use("object_store", here=("node.packages",)),
         Use("gateway", after=("mirror",), here=("node.packages",)),
-        Use("gitea", here=("node.packages",), steps={"serve": needs("postgresql", "object_store")}),
+        Use("gitea", here=("node.packages",), steps={"serve": needs("postgresql.serve", "object_store")}),
         Use(
             "gitea_runner",
             here=("node.packages",),
-            steps={"actions": needs("gitea"), "serve": needs("gitea", "gateway")},
+            steps={"actions": needs("gitea.people"), "serve": needs("gitea.people", "gateway")},
         ),
         # Its environment is made while the services that it needs come up.
-        Use("mlflow", here=("node.packages",), steps={"serve": needs("postgresql", "object_store")}),
+        Use("mlflow", here=("node.packages",), steps={"serve": needs("postgresql.serve", "object_store")}),
     ),
 )
 

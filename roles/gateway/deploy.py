@@ -75,8 +75,7 @@ def _configuration(ctx: Context[Settings]) -> str:
     """All files of the gateway; a digest of what it reads, which it then tells as its health."""
     certificate = ctx.certificate("gateway")
     files.directory("configuration of the gateway", CONFIGURATION)
-    files.content("certificate of the gateway", CHAIN, certificate.chain_pem)
-    files.content("key of the gateway", KEY, certificate.key_pem, mode="400", owner=USER)
+    files.certificate("certificate of the gateway", CHAIN, KEY, certificate, owner=USER)
     values = {
         "chain": CHAIN,
         "authority": ctx.settings_of("node").authority_path,

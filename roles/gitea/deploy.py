@@ -152,9 +152,7 @@ def _secrets(ctx: Context[Settings]) -> tuple[str, ...]:
         wanted["runner_token"] = ctx.secret_of("gitea_runner", "registration_token")
     for name, text in wanted.items():
         files.content(f"secret {name}", f"{PATHS.secrets}/{name}", text, mode="400", owner=account)
-    certificate = ctx.certificate("gitea")
-    files.content("certificate of Gitea", PATHS.chain, certificate.chain_pem)
-    files.content("key of Gitea", PATHS.key, certificate.key_pem, mode="400", owner=account)
+    files.certificate("certificate of Gitea", PATHS.chain, PATHS.key, ctx.certificate("gitea"), owner=account)
     return (*(f"{PATHS.secrets}/{name}" for name in wanted), PATHS.chain, PATHS.key)
 
 

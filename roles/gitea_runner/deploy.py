@@ -135,7 +135,10 @@ def serve(ctx: Context[Settings]) -> None:
     )
     version = "v" + ctx.file("gitea-runner", "gitea-runner").version
     files.content(
-        "what goes on around a job", PATHS.slot, ctx.render("slot.sh.j2", version=version, **values), mode="755"
+        "what goes on around a job",
+        PATHS.slot,
+        ctx.render("slot.sh.j2", version=version, mark=network.mark_loaded(PATHS.table), **values),
+        mode="755",
     )
     files.content("unit of the slots", SLOT_UNIT, ctx.render("onprem-gitea-runner@.service.j2", **values))
     read = (PATHS.program, PATHS.slot, SLOT_UNIT, PATHS.runner_configuration, PATHS.token)

@@ -86,9 +86,7 @@ def _registry(ctx: Context[Settings]) -> None:
 
 def _nginx(ctx: Context[Settings]) -> None:
     server.user("user of the mirror", "onprem-mirror", system=True)
-    certificate = ctx.certificate("mirror")
-    files.content("certificate of the mirror", CHAIN, certificate.chain_pem)
-    files.content("key of the mirror", KEY, certificate.key_pem, mode="400", owner="onprem-mirror")
+    files.certificate("certificate of the mirror", CHAIN, KEY, ctx.certificate("mirror"), owner="onprem-mirror")
     files.content("configuration of nginx", NGINX, ctx.render("nginx.conf.j2", chain=CHAIN, key=KEY))
     unit = ctx.render("onprem-mirror.service.j2", configuration=NGINX)
     files.content("unit of the mirror", MIRROR_UNIT, unit)

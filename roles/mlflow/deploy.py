@@ -154,7 +154,6 @@ def _programs(ctx: Context[Settings]) -> tuple[str, ...]:
 
 
 def _configuration(ctx: Context[Settings]) -> None:
-    certificate = ctx.certificate("mlflow")
     authority = ctx.settings_of("node").authority_path
     database = ctx.settings_of("postgresql")
     where = {
@@ -162,8 +161,7 @@ def _configuration(ctx: Context[Settings]) -> None:
         "tls": f"sslmode=verify-full&sslrootcert={authority}",
     }
     files.directory("configuration of MLflow", CONFIGURATION, mode="750", group=USER)
-    files.content("certificate of MLflow", CHAIN, certificate.chain_pem)
-    files.content("key of MLflow", KEY, certificate.key_pem, mode="400", owner=USER)
+    files.certificate("certificate of MLflow", CHAIN, KEY, ctx.certificate("mlflow"), owner=USER)
     authentication = ctx.render("authentication.ini.j2", **where)
     files.content("who may do what by default", AUTHENTICATION, authentication, mode="400", owner=USER)
     passwords = ctx.render(

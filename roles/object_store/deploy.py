@@ -37,9 +37,7 @@ def serve(ctx: Context[Settings]) -> None:
     server.user("user of the object store", ACCOUNT, system=True)
     for folder in (CONFIGURATION, CERTS, f"{CERTS}/CAs"):
         files.directory(f"folder {folder}", folder)
-    certificate = ctx.certificate("object_store")
-    files.content("certificate of the object store", CHAIN, certificate.chain_pem)
-    files.content("key of the object store", KEY, certificate.key_pem, mode="400", owner=ACCOUNT)
+    files.certificate("certificate of the object store", CHAIN, KEY, ctx.certificate("object_store"), owner=ACCOUNT)
     files.content("whom the object store trusts", f"{CERTS}/CAs/authority.crt", ctx.authority_pem)
     files.content("secrets of the object store", ENVIRONMENT, _environment(ctx), mode="600")
     for drive in ctx.settings.drives:
@@ -83,7 +81,7 @@ def contents(ctx: Context[Settings]) -> None:
 
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
-    """Take the service off. Objects are data: they go only if the person agreed."""
+    """Take the service off. Objects are data: they, and whom they belong to, go only if the person agreed."""
     for unit in ("onprem-minio.service", "onprem-minio-audit.service"):
         systemd.gone(f"no {unit}", unit)
     files.absent("no units", UNIT, AUDIT_UNIT)
@@ -93,8 +91,9 @@ def remove(ctx: Context[Settings]) -> None:
     if ctx.remove_data:
         for drive in ctx.settings.drives:
             _emptied(shlex.quote(drive))
-    for account in (ACCOUNT, AUDIT_ACCOUNT):
-        server.no_user(f"no user {account}", account)
+        # Else somebody else would get its number, and with that the objects.
+        server.no_user(f"no user {ACCOUNT}", ACCOUNT)
+    server.no_user(f"no user {AUDIT_ACCOUNT}", AUDIT_ACCOUNT)
 
 
 def _emptied(drive: str) -> None:

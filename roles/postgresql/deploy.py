@@ -90,9 +90,11 @@ def serve(ctx: Context[Settings]) -> None:
     if ctx.node != ctx.settings.hosts(ctx.site)[0]:
         return
     machine, paths = _prepare(ctx)
+    if probe(f"[ ! -s {paths.data}/PG_VERSION ]").ok:
+        standby.refuse_beside_another(_others(ctx), ctx.settings.port)
     _cluster(ctx, paths)
     # Before its configuration changes: with that it no longer knows whom it followed.
-    standby.refuse_while_led(_others(ctx), ctx.settings.port, unit=paths.unit)
+    standby.refuse_while_led(paths.data, _others(ctx), ctx.settings.port, unit=paths.unit)
     _configure(ctx, machine, paths)
     standby.promoted("the server leads, and follows nobody")
     databases.laid_down(
@@ -113,6 +115,7 @@ def follow(ctx: Context[Settings]) -> None:
     machine, paths = _prepare(ctx)
     # Written before there is a copy: with it the copy is made.
     _replication_password(ctx, paths)
+    standby.refuse_without_its_disk(paths.data, paths.settings)
     standby.copied("a copy of the databases", paths.data, paths.programs, _connection(ctx, paths), unit=paths.unit)
     _configure(ctx, machine, paths)
 
@@ -231,9 +234,9 @@ def _cluster(ctx: Context[Settings], paths: Paths) -> None:
 
 def _configure(ctx: Context[Settings], machine: Machine, paths: Paths) -> None:
     """Certificate, settings, who may log in from where, and the unit; then the server runs with them."""
-    certificate = ctx.certificate("postgresql")
-    files.content("certificate of the server", paths.chain, certificate.chain_pem)
-    files.content("key of the server", paths.key, certificate.key_pem, mode="400", owner="postgres")
+    files.certificate(
+        "certificate of the server", paths.chain, paths.key, ctx.certificate("postgresql"), owner="postgres"
+    )
     if ctx.settings.standby:
         _replication_password(ctx, paths)
     access = ctx.render(

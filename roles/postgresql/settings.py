@@ -57,6 +57,12 @@ class Settings(RoleSettings):
         "(%f). Empty: nothing is archived, and archive_mode is off: with it on and no command that works, the server "
         "keeps every segment until its disk is full.",
     )
+    archive_folder: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._/-]+)?$",
+        description="Folder on the node that `archive_command` writes to, such as a mounted share: postgres must be "
+        "able to write in it, and not in the empty folder below the mount. The unit can write nowhere else.",
+    )
 
     standby: bool = Field(
         False,

@@ -44,26 +44,52 @@ def copied(data: str, programs: str, connection: str, *, unit: str) -> Iterator[
     )
 
 
-def refuse_while_led(others: tuple[str, ...], port: int, *, unit: str) -> None:
+def refuse_while_led(data: str, others: tuple[str, ...], port: int, *, unit: str) -> None:
     """Raise MlopsError where a server that is to lead follows one that still runs.
 
     Two that lead would each take what the other never sees.
 
     Args:
+        data: its folder. That it follows is known from there, too: a server that is down says nothing.
         others: addresses of the servers that may have led before.
         port: of all of them.
         unit: what runs each of them.
     """
     sender = "coalesce((select sender_host from pg_stat_wal_receiver where status = 'streaming'), '')"
     said = probe(f'{PSQL} -c "select pg_is_in_recovery(), {sender}"').text.strip()
-    if not said.startswith("t"):
+    if not said.startswith("t") and not probe(f"[ -e {data}/standby.signal ]").ok:
         return
-    answering = [one for one in others if probe(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{one}/{port}'").ok]
-    for other in filter(None, (said.partition("|")[2], *answering)):
+    for other in filter(None, (said.partition("|")[2], *_answering(others, port))):
         raise MlopsError(
             f"the server at {other} still runs, and this one, which follows it, is to take its place",
             f"Stop it first, on its node: systemctl mask --now {unit}. Then deploy again. If it is to go on leading, "
             "say so in site.yaml.",
+        )
+
+
+def _answering(others: tuple[str, ...], port: int) -> list[str]:
+    return [one for one in others if probe(f"timeout 5 bash -c 'exec 3<>/dev/tcp/{one}/{port}'").ok]
+
+
+def refuse_beside_another(others: tuple[str, ...], port: int) -> None:
+    """Raise MlopsError where a server that has no databases is to lead beside one that has them."""
+    for other in _answering(others, port):
+        raise MlopsError(
+            f"this node has no databases, and the server at {other} runs: with empty ones here, all that it has would "
+            "be gone for the services",
+            "If that is the standby of this node, say in site.yaml that it leads (settings.postgresql.primary) and "
+            "deploy; this node then copies it. The role's README has the steps.",
+        )
+
+
+def refuse_without_its_disk(data: str, settings: str) -> None:
+    """Raise MlopsError where a server that was configured here lacks even the folder of its databases' version."""
+    folder = data.rpartition("/")[0]
+    if probe(f"[ -e {settings} ] && [ ! -e {folder} ]").ok:
+        raise MlopsError(
+            f"{folder} is gone, and the server that was configured here had its databases in it; a copy would fill "
+            "another disk",
+            f"Mount its disk. If it is lost and {folder.rpartition('/')[0]} is where a copy belongs: mkdir {folder}.",
         )
 
 

@@ -170,6 +170,10 @@ class FakeNode:
         self._write(path, ruleset_text(table, body), "600", "root", "root")
         self.probes[f"nft -s list table inet {table}"] = hashlib.sha256(body.encode()).hexdigest()
 
+    def _after_certificate(self, chain: str, key: str, issued: IssuedCertificate, *, owner: str) -> None:
+        self._write(chain, issued.chain_pem, "644", "root", "root")
+        self._write(key, issued.key_pem.reveal(), "400", owner, "root")
+
     def _after_download(self, path: str, source: PublishedFile, *, authority: str, mode: str = "755") -> None:
         self.states[path] = FileState("file", mode, "root", "root", source.size, source.sha256)
 

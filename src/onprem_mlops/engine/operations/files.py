@@ -13,7 +13,7 @@ from onprem_mlops.engine.facts import SHA256, File, FileState, FileText, Probe
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.events import Diff
-from onprem_mlops.site import Hidden
+from onprem_mlops.site import Hidden, IssuedCertificate
 from onprem_mlops.steps import PublishedFile
 
 SAVED = ".onprem-mlops-saved"
@@ -62,8 +62,34 @@ def content(
     )
 
 
+@operation
+def certificate(chain: str, key: str, issued: IssuedCertificate, *, owner: str) -> Iterator[Command]:
+    """A certificate with its chain, for everybody to read, and its key, for `owner` alone.
+
+    They change in one command, at its very end: with one of them only, a service that restarts would not come up.
+    """
+    parts = ((chain, issued.chain_pem, "644", "root"), (key, issued.key_pem.reveal(), "400", owner))
+    found: dict[str, FileState] = {path: host.get_fact(File, path=path) for path, *_ in parts}
+    if all(found[path] == _state(text, mode, who) for path, text, mode, who in parts):
+        return
+    new = [shlex.quote(f"{path}.mlops-new") for path in (chain, key)]
+    yield Command(
+        f"{_with_parents(chain)} && {_with_parents(key)} && umask 077 && read -r chain && read -r key "
+        f'&& printf %s "$chain" | base64 -d >{new[0]} && printf %s "$key" | base64 -d >{new[1]} && chmod 644 {new[0]} '
+        f"&& chown {shlex.quote(f'{owner}:root')} {new[1]} && chmod 400 {new[1]} && sync {' '.join(new)} "
+        f"&& mv -fT {new[1]} {shlex.quote(key)} && mv -fT {new[0]} {shlex.quote(chain)} {or_removed(' '.join(new))}",
+        stdin="".join(f"{base64.b64encode(text.encode()).decode()}\n" for _, text, *_ in parts),
+        diff=_diff(chain, found[chain], issued.chain_pem.encode(), hidden=False),
+    )
+
+
+def _state(text: str, mode: str, owner: str) -> FileState:
+    raw = text.encode()
+    return FileState("file", mode, owner, "root", len(raw), hashlib.sha256(raw).hexdigest())
+
+
 def or_removed(temporary: str) -> str:
-    """Shell: the end of an && list that writes a (quoted) file; if it fails, nothing takes the last of a full disk."""
+    """Shell: the end of an && list that writes (quoted) files; if it fails, nothing takes the last of a full disk."""
     return f"|| {{ rm -f {temporary}; exit 1; }}"
 
 
