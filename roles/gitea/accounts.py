@@ -6,15 +6,21 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import rest, shell
 from onprem_mlops.engine.operations.rest import Answer, Api
+from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context
 
 from .settings import AUTOMATION, Organisation, Settings, Team
 
 PROGRAM = "/usr/local/bin/gitea"
-ITSELF = f"/admin/users?is_2fa_enabled=true&limit=50&q={AUTOMATION}"
+PAGE = 1000
+"""Objects that one answer lists at most; Gitea is told so."""
+ITSELF = f"/admin/users?is_2fa_enabled=true&limit={PAGE}&q={AUTOMATION}"
 """Lists the account that deploys act with, if it has a second factor; answers an administrator's token only."""
+FROM_FILE = "site file "
+"""What the titles of SSH keys begin with that the site file names."""
 UNITS = ("code", "issues", "pulls", "releases", "wiki", "projects", "packages", "actions")
 
 
@@ -28,9 +34,14 @@ def laid_down(ctx: Context[Settings]) -> None:
     wanted = organisations(ctx.settings)
     paths = (ITSELF, *_paths(ctx, wanted))
     found = rest.read(api, *paths)
-    if not found[ITSELF].found:
+    if found[ITSELF].status in (401, 403) or not probe(f"[ -s {api.header} ]").ok:
         _automation(ctx)
         found = rest.read(api, *paths)
+    if not found[ITSELF].found and not ctx.planning:
+        raise MlopsError(
+            f"{ctx.node.name}: Gitea answers the account that deploys act with HTTP {found[ITSELF].status}",
+            "`journalctl -u gitea -n 50` on that node says why; then deploy again.",
+        )
     if AUTOMATION not in (one["login"] for one in found[ITSELF].body or ()):
         _second_factor(ctx, api)
         found = rest.read(api, *paths)
@@ -54,10 +65,10 @@ def organisations(settings: Settings) -> Mapping[str, Organisation]:
 def _paths(ctx: Context[Settings], wanted: Mapping[str, Organisation]) -> Iterator[str]:
     for person in ctx.settings.people:
         yield f"/users/{person}"
-        yield f"/users/{person}/keys?limit=50"
+        yield f"/users/{person}/keys?limit={PAGE}"
     for name in wanted:
         yield f"/orgs/{name}"
-        yield f"/orgs/{name}/teams?limit=50"
+        yield f"/orgs/{name}/teams?limit={PAGE}"
     for name in ctx.settings.repositories(ctx.site):
         at = f"/repos/{ctx.settings.platform}/{name}"
         yield at
@@ -120,18 +131,24 @@ def _people(ctx: Context[Settings], api: Api, found: Mapping[str, Answer]) -> No
             update=("PATCH", f"/admin/users/{name}"),
             always={"login_name": name, "source_id": 0},
         )
-        keys = found[f"/users/{name}/keys?limit=50"].body or ()
-        known = {" ".join(one["key"].split()[:2]) for one in keys}
+        keys = {" ".join(one["key"].split()[:2]): one for one in found[f"/users/{name}/keys?limit={PAGE}"].body or ()}
         for key in person.ssh_keys:
             rest.present(
                 f"SSH key of {name}",
                 api,
-                {} if key in known else None,
+                {} if key in keys else None,
                 {},
                 what=f"SSH key {key[-16:]} of {name}",
                 create=("POST", f"/admin/users/{name}/keys"),
-                at_first={"title": f"site file {key[-16:]}", "key": key},
+                at_first={"title": f"{FROM_FILE}{key[-16:]}", "key": key},
             )
+        for key, one in keys.items():
+            # Those that the person added stay.
+            if one["title"].startswith(FROM_FILE) and key not in person.ssh_keys:
+                what = f"- {one['title']}"
+                rest.called(
+                    f"no longer an SSH key of {name}", api, "DELETE", f"/admin/users/{name}/keys/{one['id']}", what=what
+                )
 
 
 def _organisation(api: Api, name: str, wanted: Organisation, found: Mapping[str, Answer]) -> None:
@@ -151,13 +168,13 @@ def _teams(ctx: Context[Settings], api: Api, wanted: Mapping[str, Organisation])
     teams = {(owner, name): team for owner, of in wanted.items() for name, team in of.teams.items()}
     if not teams:
         return
-    listed = [f"/orgs/{name}/teams?limit=50" for name in wanted]
+    listed = [f"/orgs/{name}/teams?limit={PAGE}" for name in wanted]
     found = _by_name(rest.read(api, *listed))
     for (owner, name), team in teams.items():
         _team(api, owner, name, team, found.get((owner, name)))
     # A team that was made just now has a number since.
     found = _by_name(rest.read(api, *listed))
-    members = {at: f"/teams/{found[at]['id']}/members?limit=50" for at in teams if at in found}
+    members = {at: f"/teams/{found[at]['id']}/members?limit={PAGE}" for at in teams if at in found}
     there = rest.read(api, *members.values())
     for at, team in teams.items():
         names = {one["login"] for one in there[members[at]].body or ()} if at in members else set()

@@ -198,6 +198,7 @@ def _configuration(ctx: Context[Settings]) -> tuple[str, str]:
         "database": ctx.settings_of("postgresql"),
         "storage": urlsplit(ctx.settings_of("object_store").internal_endpoint(ctx.site)).netloc,
         "proxies": [str(node.address) for node in gateways],
+        "page": accounts.PAGE,
     }
     files.content("settings of Gitea", PATHS.settings, ctx.render("app.ini.j2", **values))
     files.content("unit of Gitea", PATHS.unit, ctx.render("gitea.service.j2", paths=PATHS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
 
@@ -245,8 +245,9 @@ class Settings(RoleSettings):
 
     def secrets(self, site: Site) -> Iterable[Secret]:
         """Its keys, the passwords of its accounts elsewhere, and the first passwords of people."""
+        storage: Any = site.settings("object_store")
         yield Secret("database_password")
-        yield Secret("storage_key")
+        yield Secret("storage_key", given=storage.given)
         yield Secret(
             "secret_key",
             "key32",
@@ -261,7 +262,7 @@ class Settings(RoleSettings):
         if self.mail is not None and self.mail.user:
             yield Secret("mail_password")
         for name in self.people:
-            yield Secret(f"first_password_{name}", why="a person's first password; changed at first login")
+            yield Secret(f"first_password_{name}", why="a person's first password; changed at first login", given=True)
 
     def artifacts(self) -> Iterable[str]:
         """The program, and the files of its web interface."""

@@ -189,7 +189,8 @@ def _labels(ctx: Context[Settings]) -> list[str]:
     lines = probe('. /etc/os-release; echo "$ID-$VERSION_ID"; nproc').text.split()
     release, cpus = lines if len(lines) == 2 else ("debian", "1")
     found = [release, "linux-amd64", f"cpus-{cpus}", ctx.node.name]
-    found += (f"gpu-{gpu.model.lower()}{'-simulated' if gpu.simulated else ''}" for gpu in ctx.node.facts.gpus)
+    models = {re.sub(r"[^a-z0-9._-]+", "-", gpu.model.lower()): gpu.simulated for gpu in ctx.node.facts.gpus}
+    found += (f"gpu-{model}{'-simulated' if simulated else ''}" for model, simulated in models.items())
     return list(dict.fromkeys([*found, *ctx.settings.labels]))
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import ByteSize, Field, StringConstraints
 
 from onprem_mlops.roles import Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
+from onprem_mlops.site.fields import Size
 
 LOOPBACK_PORTS = "20000-60999"
 
@@ -42,6 +43,10 @@ class Settings(RoleSettings):
         "2G", pattern=r"^[1-9][0-9]*[MG]$", description="Memory of one job at most; what needs more is ended."
     )
     cpus: int = Field(1, ge=1, le=1024, description="Processors that one job may keep busy.")
+    cache_size: Size = Field(
+        ByteSize(20 << 30),
+        description="Disk space of what jobs cache; beyond it, what is oldest goes when the next job begins.",
+    )
     processes: int = Field(1024, ge=64, le=65536, description="Processes and threads of one job at most.")
     reach: tuple[IPv4Network, ...] = Field(
         (),

@@ -153,6 +153,11 @@ def _programs(ctx: Context[Settings]) -> tuple[str, ...]:
     return (f"{PROGRAMS}/server.py", f"{PROGRAMS}/onprem_storage.py", f"{PLUGIN}/entry_points.txt")
 
 
+def _escaped(password: Hidden) -> str:
+    """A password as libpq's file of passwords wants it."""
+    return re.sub(r"([:\\])", r"\\\1", password.reveal())
+
+
 def _configuration(ctx: Context[Settings]) -> None:
     authority = ctx.settings_of("node").authority_path
     database = ctx.settings_of("postgresql")
@@ -166,8 +171,7 @@ def _configuration(ctx: Context[Settings]) -> None:
     files.content("who may do what by default", AUTHENTICATION, authentication, mode="400", owner=USER)
     passwords = ctx.render(
         "passwords.j2",
-        database_password=ctx.secret("database_password").reveal(),
-        auth_database_password=ctx.secret("auth_database_password").reveal(),
+        **{name: _escaped(ctx.secret(name)) for name in ("database_password", "auth_database_password")},
         **where,
     )
     files.content("passwords of its databases", PASSWORDS, Hidden(passwords), mode="400", owner=USER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -91,9 +91,10 @@ class Settings(RoleSettings):
 
     def secrets(self, site: Site) -> Iterable[Secret]:
         """Its accounts at the database and the object store, and a password for each user."""
+        storage: Any = site.settings("object_store")
         yield Secret("database_password", why="tracking's database account")
         yield Secret("auth_database_password", why="the database account of users and permissions")
-        yield Secret("storage_key", why="artifacts in the object store")
+        yield Secret("storage_key", why="artifacts in the object store", given=storage.given)
         yield Secret("session_key", kind="token", why="signs the web interface's forms")
         yield Secret("admin_password", why=f"the account {ADMINISTRATOR}")
         for user in self.users:

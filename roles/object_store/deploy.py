@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, server, shell, systemd
 from onprem_mlops.roles import Context, removal, step
 from onprem_mlops.site import Hidden
@@ -40,7 +41,8 @@ def serve(ctx: Context[Settings]) -> None:
     files.certificate("certificate of the object store", CHAIN, KEY, ctx.certificate("object_store"), owner=ACCOUNT)
     files.content("whom the object store trusts", f"{CERTS}/CAs/authority.crt", ctx.authority_pem)
     files.content("secrets of the object store", ENVIRONMENT, _environment(ctx), mode="600")
-    for drive in ctx.settings.drives:
+    drives = [drive for drive in ctx.settings.drives if not _away(ctx, drive)]
+    for drive in drives:
         files.directory(f"objects in {drive}", drive, mode="700", owner=ACCOUNT, group=ACCOUNT)
     _audit(ctx)
     unit = ctx.render(
@@ -54,11 +56,11 @@ def serve(ctx: Context[Settings]) -> None:
         configuration=(BINARY, ENVIRONMENT, UNIT, CHAIN, KEY),
     )
     # A running server takes no notice of an empty drive in the place of one that it knew; as it starts it does.
-    formatted = " && ".join(f"[ -e {shlex.quote(drive)}/.minio.sys/format.json ]" for drive in ctx.settings.drives)
+    formatted = " && ".join(f"[ -e {shlex.quote(drive)}/.minio.sys/format.json ]" for drive in drives)
     shell.run(
         "drives that were replaced take part, and are filled from the others",
         "systemctl restart onprem-minio.service",
-        unless=f"! systemctl -q is-active onprem-minio.service || {{ {formatted}; }}",
+        unless=f"! systemctl -q is-active onprem-minio.service || {{ {formatted or 'true'}; }}",
     )
 
 
@@ -77,6 +79,17 @@ def contents(ctx: Context[Settings]) -> None:
     for name, secret in users.items():
         wanted.user(mc, name, secret, wanted.rights(name, rights.get(name, User())), state)
     wanted.no_others(mc, tuple(users), state)
+
+
+def _away(ctx: Context[Settings], drive: str) -> bool:
+    """Whether a drive of a store that was laid down is not there: what failed and waits for its replacement.
+
+    The store goes on without it, and nothing is made in its place on the system's own disk.
+    """
+    if ctx.settings.drives_on_system_disk or len(_endpoints(ctx)) == 1:
+        return False
+    path = shlex.quote(drive)
+    return probe(f'[ -e {UNIT} ] && {{ [ ! -d {path} ] || [ "$(stat -c %d {path})" = "$(stat -c %d /)" ]; }}').ok
 
 
 @removal(on=ON)

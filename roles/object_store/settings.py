@@ -168,7 +168,12 @@ class Settings(RoleSettings):
             yield Secret("audit_token", "token", why="what may write to the audit log")
             yield Secret(f"user_{METRICS}", why="who may read the object store's metrics")
         for user in (*self.users, VERIFIER, STRANGER):
-            yield Secret(f"user_{user}", why=f"secret key of S3 user {user}")
+            yield Secret(f"user_{user}", why=f"secret key of S3 user {user}", given=self.given)
+
+    @property
+    def given(self) -> bool:
+        """Whether keys of users come from somebody else's S3."""
+        return self.engine == "external"
 
     def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
         """One server certificate a node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -176,7 +177,8 @@ def _connection(ctx: Context[Settings], paths: Paths) -> str:
 
 def _replication_password(ctx: Context[Settings], paths: Paths) -> None:
     """The password of the account that copies, on both nodes: either may follow the other one day."""
-    line = Hidden(f"*:*:*:{databases.REPLICATOR}:{ctx.secret('replication_password').reveal()}\n")
+    password = re.sub(r"([:\\])", r"\\\1", ctx.secret("replication_password").reveal())
+    line = Hidden(f"*:*:*:{databases.REPLICATOR}:{password}\n")
     files.content("password of the standby", paths.password, line, mode="600", owner="postgres", group="postgres")
 
 

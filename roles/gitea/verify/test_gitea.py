@@ -627,7 +627,7 @@ def test_secrets_are_private(service: Service, settings: Settings) -> None:
 def test_no_secret_is_an_argument(service: Service, settings: Settings) -> None:
     """No secret of Gitea is in the arguments or the environment of its processes."""
     values = service.host.lines(
-        "sed -n 's/^\\(PASSWD\\|TOKEN\\|MINIO_SECRET_ACCESS_KEY\\) = //p' %s", settings.configuration
+        "sed -n 's/^\\(PASSWD\\|TOKEN\\|MINIO_SECRET_ACCESS_KEY\\) = `\\(.*\\)`$/\\2/p' %s", settings.configuration
     )
     assert len(values) >= 3, f"{service.host.name}: {settings.configuration} has only {len(values)} secrets"
     # What it finds counts, not how it ends: there are always processes that end while it looks.

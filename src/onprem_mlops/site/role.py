@@ -45,6 +45,8 @@ class Secret:
     kind: Literal["key32", "password", "token"] = "password"
     why: str = ""
     """What it protects; shown when it cannot be rotated."""
+    given: bool = False
+    """Whether it has to be what somebody else says (a company's S3, a person): a fresh value alone opens nothing."""
     rotatable: bool = True
     """False if data depends on it (an encryption key): then a fresh value alone would lose that data."""
 

@@ -217,6 +217,11 @@ class Secrets:
                 f"secret {name} of role {role} cannot be replaced just so: {secret.why or 'data depends on it'}",
                 f"See roles/{role}/README.md for how to change it.",
             )
+        if secret.given:
+            raise RequestError(
+                f"secret {name} of role {role} is not this site's to make: {secret.why or 'another system gave it'}",
+                "Change it there first; then write it here: ./mlops secrets edit.",
+            )
         self.set(role, name, Hidden(generate_value(secret.kind)))
 
     def edit(
