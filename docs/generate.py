@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ def pages() -> dict[Path, str]:
     return {
         FOLDER / "cli.md": cli_page(),
         FOLDER / "checks.md": checks_page(roles),
-        FOLDER / "ports.md": ports_page(load_site(REPOSITORY / "inventories" / "lab-ha")),
+        FOLDER / "ports.md": ports_page([load_site(REPOSITORY / "inventories" / name) for name in ("lab", "lab-ha")]),
         FOLDER / "roles.md": roles_page(roles),
     }
 
@@ -165,30 +166,48 @@ def _marks(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...]]]:
 # --- ports
 
 
-def ports_page(site: Site) -> str:
-    """What the roles of a site with three control planes open, by role."""
-    rows: dict[tuple[str, Opening], set[str]] = {}
-    for node in site.nodes:
-        for role, settings in site.role_settings.items():
-            for opening in settings.openings(site, node):
-                rows.setdefault((role, opening), set()).add(node.name)
-    table = [
-        (f"`{role}`", _port(one), _where(site, names), ", ".join(one.sources), one.why)
-        for (role, one), names in sorted(rows.items(), key=lambda row: (row[0][0], str(row[0][1].port)))
-    ]
+def ports_page(sites: Iterable[Site]) -> str:
+    """What the roles of any of these sites open, by role."""
+    rows = sorted({row for site in sites for row in _openings(site)})
     return _page(
         "# Ports",
         _GENERATED,
         "What nodes take in. Roles declare it (`openings()` in their `settings.py`), the firewall role lets exactly "
         "this in and drops the rest, and `./mlops verify --role firewall` tries from every machine of the site. The "
-        "table is that of `inventories/lab-ha`; with one control plane the lines for etcd and for the moving address "
-        "are not there.",
-        _table(("role", "port", "on", "open to", "for"), table),
+        "table is that of `inventories/lab` and `inventories/lab-ha` together: the lines for etcd and for the moving "
+        "address are those of three control planes, the lines of the services beside the cluster those of "
+        "`inventories/lab`, where they share a node of `services`. A service whose own group has nodes (`database`, "
+        "`storage`, `git`, `tracking`, `gateway`) is open there instead. What `settings.gateway.clients` names reaches "
+        "the gateway's ports as well; without role gateway, nodes and pods reach object storage, Gitea and MLflow "
+        "themselves.",
+        _table(("role", "port", "on", "open to", "for"), rows),
         "`controller`: the machine that deploys, and `settings.firewall.admin_networks`. `nodes`: every node of the "
         "site. `pods`: the pods' network. Everything else is a group of nodes. Answers to connections that a node "
         "opened itself, ICMP (pings at a limited rate) and loopback pass as well. Packets to pods are not filtered "
         "here: NetworkPolicies decide about them.",
     )
+
+
+def _openings(site: Site) -> Iterator[tuple[str, str, str, str, str]]:
+    """Lines of the table: role, port, where, from where, why."""
+    found: dict[tuple[str, Opening], set[str]] = {}
+    for node in site.nodes:
+        for role, settings in site.role_settings.items():
+            for opening in settings.openings(site, node):
+                found.setdefault((role, opening), set()).add(node.name)
+    for (role, one), names in found.items():
+        sources = (_source(site, source) for source in one.sources)
+        yield f"`{role}`", _port(one), _where(site, names), ", ".join(sources), _why(site, one)
+
+
+def _why(site: Site, one: Opening) -> str:
+    names = rf"\S+\.{re.escape(site.domain)}"
+    return re.sub(names, lambda found: f"`{found[0].replace(site.domain, '<domain>')}`", one.why)
+
+
+def _source(site: Site, source: str) -> str:
+    """A source as people read it: where it is a node's address, what the node is."""
+    return next((_where(site, {node.name}) for node in site.nodes if source == f"{node.address}/32"), source)
 
 
 def _port(one: Opening) -> str:
