@@ -180,7 +180,7 @@ def _targets(ctx: Context[Settings]) -> list[tuple[str, int]]:
     mirror, root = urlsplit(ctx.site.mirror_url), urlsplit(gitea.root_url(ctx.site))
     found = {(str(gitea.hosts(ctx.site)[0].address), int(gitea.port))}
     for url in (mirror, root):
-        found.add((str(ctx.names[str(url.hostname)]), url.port or 443))
+        found |= {(str(address), url.port or 443) for address in ctx.names[str(url.hostname)]}
     return sorted(found)
 
 

@@ -126,8 +126,9 @@ class Settings(RoleSettings):
     def addresses_of_names(self, site: Site) -> Mapping[IPv4Address, tuple[str, ...]]:
         """What /etc/hosts holds: for each address the full names, and a node's short name."""
         found: dict[IPv4Address, list[str]] = {}
-        for name, address in site.names.items():
-            found.setdefault(address, []).append(name)
+        for name, addresses in site.names.items():
+            for address in addresses:
+                found.setdefault(address, []).append(name)
         for node in site.nodes:
             found[node.address].append(node.name)
         return {address: tuple(names) for address, names in sorted(found.items())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -129,11 +130,18 @@ class Settings(RoleSettings):
         """`s3.<domain>`, where the gateway serves it."""
         return f"s3.{site.domain}"
 
+    def internal_name(self, site: Site) -> str:
+        """`object-store.<domain>`: every node that keeps objects, so that clients go on while one of them is away."""
+        return f"object-store.{site.domain}"
+
+    def names(self, site: Site) -> Mapping[str, tuple[IPv4Address, ...]]:
+        """The name for the site's services, at every node that keeps objects."""
+        hosts = self.hosts(site)
+        return {self.internal_name(site): tuple(host.address for host in hosts)} if hosts else {}
+
     def internal_endpoint(self, site: Site) -> str:
         """URL for the site's services."""
-        if self.url is not None:
-            return self.url
-        return f"https://{site.full_name(self.hosts(site)[0])}:{self.port}"
+        return self.url or f"https://{self.internal_name(site)}:{self.port}"
 
     def endpoint(self, site: Site) -> str:
         """URL for people and their programs."""
@@ -176,9 +184,10 @@ class Settings(RoleSettings):
         return self.engine == "external"
 
     def certificates(self, site: Site, node: Node) -> Iterable[Certificate]:
-        """One server certificate a node."""
+        """One server certificate a node, good for its own name and for those that all nodes share."""
         if node in self.hosts(site):
-            yield Certificate("object_store", dns=(site.full_name(node), self.name(site)), addresses=(node.address,))
+            names = (site.full_name(node), self.internal_name(site), self.name(site))
+            yield Certificate("object_store", dns=names, addresses=(node.address,))
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """S3 for its nodes among each other, for the roles that use it, and for the controller, which verifies it."""

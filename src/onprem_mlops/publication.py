@@ -115,7 +115,7 @@ def _environment(site: Site, forge: Forge) -> dict[str, str]:
     port = at.port or 443
     settings = {
         "http.sslCAInfo": str(authority_file(site)),
-        "http.curloptResolve": f"{at.hostname}:{port}:{site.names[at.hostname or '']}",
+        "http.curloptResolve": f"{at.hostname}:{port}:{','.join(map(str, site.names[at.hostname or '']))}",
         "http.extraHeader": _credentials(site, forge),
         "http.proxy": "",
         "credential.helper": "",

@@ -168,7 +168,7 @@ class Context(Generic[S]):
     material: Material
     planning: bool
     site_openings: Mapping[str, tuple[Opening, ...]] = field(repr=False)
-    names: Mapping[str, IPv4Address] = field(repr=False)
+    names: Mapping[str, tuple[IPv4Address, ...]] = field(repr=False)
     state: Path = field(repr=False)
     """The site's state folder on the controller (kubeconfig and the like)."""
     remove_data: bool = False

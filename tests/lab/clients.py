@@ -55,11 +55,11 @@ def secret(site: TestSite, role: str, name: str) -> str:
 @contextmanager
 def resolving(site: TestSite) -> Iterator[None]:
     """In here this process resolves the site's names as the site file says."""
-    names = {name: str(address) for name, address in load_site(site.folder).names.items()}
+    names = {name: tuple(map(str, those)) for name, those in load_site(site.folder).names.items()}
     ask = socket.getaddrinfo
 
     def answer(host: Any, *rest: Any, **more: Any) -> Any:
-        return ask(names.get(host, host), *rest, **more)
+        return [one for at in names.get(host, (host,)) for one in ask(at, *rest, **more)]
 
     with patch("socket.getaddrinfo", answer):
         yield

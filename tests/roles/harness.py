@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -302,7 +301,7 @@ class Case:
                 node.name: tuple(one for role in site.role_settings.values() for one in role.openings(site, node))
                 for node in site.nodes
             },
-            names={name: IPv4Address(address) for name, address in site.names.items()},
+            names=site.names,
             state=folder,
         )
 

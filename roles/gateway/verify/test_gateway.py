@@ -195,7 +195,7 @@ def test_too_large_is_refused(name: str, settings: Settings, controller: Control
     length = str(settings.largest_body_gib * 1024**3 + 1)
     context = controller.context()
     with (
-        socket.create_connection((controller.address_of(name), HTTPS), 10) as plain,
+        socket.create_connection((controller.addresses_of(name)[0], HTTPS), 10) as plain,
         context.wrap_socket(plain, server_hostname=name) as wrapped,
     ):
         wrapped.sendall(f"PUT /verify HTTP/1.1\r\nHost: {name}\r\nContent-Length: {length}\r\n\r\n".encode())

@@ -181,7 +181,7 @@ def over_ssh(
         "UserKnownHostsFile": str(known),
         "GlobalKnownHostsFile": os.devnull,
         "StrictHostKeyChecking": "yes",
-        "HostName": str(site.names[settings.name(site)]),
+        "HostName": str(site.names[settings.name(site)][0]),
         "HostKeyAlias": f"[{settings.name(site)}]:{settings.ssh_port}",
     }
     words = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
@@ -568,7 +568,7 @@ def test_web_page(
     url = settings.root_url(site)
     port = int(url.rsplit(":", 1)[1].strip("/")) if not site.is_on("gateway") else 443
     name = settings.name(site)
-    shown = controller.handshake(controller.address_of(name), port, name).certificate
+    shown = controller.handshake(controller.addresses_of(name)[0], port, name).certificate
     with browser(environment, shown) as page:
         page.open(f"{url}explore/repos")
         assert page.value("document.title").startswith("Explore"), f"{url}: its title is {page.value('document.title')}"

@@ -90,11 +90,11 @@ def opened(site: Site, settings: Settings, url: str, folder: Path) -> Iterator[S
         if settings.authority is not None:
             authority = folder / "authority.pem"
             authority.write_text(settings.authority)
-    addresses = {name: str(address) for name, address in site.names.items()}
+    addresses = {name: tuple(map(str, those)) for name, those in site.names.items()}
     really = socket.getaddrinfo
 
     def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
-        return really(addresses.get(host, host), *arguments, **options)
+        return [one for at in addresses.get(host, (host,)) for one in really(at, *arguments, **options)]
 
     with patch("socket.getaddrinfo", look_up):
         yield Store(site, settings, url, authority)

@@ -80,7 +80,7 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, hos
     `./mlops deploy --role object_store` renews a certificate that is due.
     """
     for host in hosts:
-        for name in (site.full_name(host.site_node), settings.name(site)):
+        for name in (site.full_name(host.site_node), settings.internal_name(site), settings.name(site)):
             try:
                 served = controller.handshake(host.address, settings.port, name)
             except ssl.SSLError as error:

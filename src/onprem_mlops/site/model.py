@@ -323,11 +323,12 @@ class Site(Section):
         return tuple(one for of in self.role_settings.values() for one in of.routes(self))
 
     @property
-    def names(self) -> dict[str, IPv4Address]:
-        """Full names that every node must resolve: the nodes', then those that roles declare."""
-        names = {self.full_name(node): node.address for node in self.nodes}
+    def names(self) -> dict[str, tuple[IPv4Address, ...]]:
+        """Full names that every node must resolve, with their addresses: the nodes', then those that roles declare."""
+        names: dict[str, tuple[IPv4Address, ...]] = {self.full_name(node): (node.address,) for node in self.nodes}
         for settings in self.role_settings.values():
-            names.update(settings.names(self))
+            for name, at in settings.names(self).items():
+                names[name] = at if isinstance(at, tuple) else (at,)
         return names
 
     @property

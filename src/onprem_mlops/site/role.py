@@ -186,8 +186,11 @@ class RoleSettings(BaseModel):
         """Ports to open on ``node``."""
         return ()
 
-    def names(self, site: Site) -> Mapping[str, IPv4Address]:
-        """Full names that every node must resolve, beside the nodes' own."""
+    def names(self, site: Site) -> Mapping[str, IPv4Address | tuple[IPv4Address, ...]]:
+        """Full names that every node must resolve, beside the nodes' own.
+
+        Of several addresses, clients try one after the other.
+        """
         return {}
 
     def databases(self, site: Site) -> Iterable[Database]:

@@ -58,7 +58,7 @@ class Cluster:
         assert at.hostname
         self.server = server
         self._name, self._port = name or at.hostname, at.port or 443
-        self._address = str(site_names.get(at.hostname, at.hostname))
+        self._address = str(site_names.get(at.hostname, (at.hostname,))[0])
         self._trusted = trusted
         self._context = ssl.create_default_context(cadata=trusted)
         _load_chain(self._context, chain)
@@ -115,7 +115,7 @@ class Cluster:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if self._connection is None:
-            self._connection = AddressedHTTPS(self._name, self._port, self._address, self._context)
+            self._connection = AddressedHTTPS(self._name, self._port, (self._address,), self._context)
         try:
             return exchange(self._connection, method, path, headers, data)
         except http.client.HTTPException as error:
@@ -135,7 +135,7 @@ class Cluster:
         headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         context = ssl.create_default_context(cadata=self._trusted)
         address, port = at or (self._address, self._port)
-        connection = AddressedHTTPS(self._name, port, address, context)
+        connection = AddressedHTTPS(self._name, port, (address,), context)
         try:
             return exchange(connection, method, path, headers, None)
         finally:
@@ -183,7 +183,7 @@ class Cluster:
         """Run a command in a pod's only container."""
         query = urlencode([("stdout", "1"), ("stderr", "1"), *(("command", word) for word in command)])
         url = f"wss://{self._name}:{self._port}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}"
-        plain = AddressedHTTPS(self._name, self._port, self._address, self._context)
+        plain = AddressedHTTPS(self._name, self._port, (self._address,), self._context)
         with contextlib.closing(plain.tls_socket()) as connected:
             channel = websocket.create_connection(
                 url, timeout=seconds, socket=connected, subprotocols=["v5.channel.k8s.io"]

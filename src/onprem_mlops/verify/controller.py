@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -54,20 +55,20 @@ class Response:
 
 
 class AddressedHTTPS(http.client.HTTPSConnection):
-    """HTTPS to a fixed address under a name, so that nothing depends on this machine's name resolution."""
+    """HTTPS to fixed addresses under a name, so that nothing depends on this machine's name resolution."""
 
-    def __init__(self, name: str, port: int, address: str, context: ssl.SSLContext) -> None:
+    def __init__(self, name: str, port: int, addresses: tuple[str, ...], context: ssl.SSLContext) -> None:
         super().__init__(name, port, timeout=REQUEST_SECONDS, context=context)
-        self._address = address
+        self._addresses = addresses
         self._tls = context
 
     def connect(self) -> None:
-        """Connect to the address and shake hands under the name."""
+        """Connect to the first address that answers, and shake hands under the name."""
         self.sock = self.tls_socket()
 
     def tls_socket(self) -> ssl.SSLSocket:
         """A fresh connection of its own."""
-        plain = socket.create_connection((self._address, self.port), REQUEST_SECONDS)
+        plain = connected(self._addresses, self.port)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._tls.wrap_socket(plain, server_hostname=self.host)
 
@@ -90,9 +91,9 @@ class Controller:
         """TLS settings that trust the site's authority only."""
         return ssl.create_default_context(cafile=str(self.authority))
 
-    def address_of(self, name: str) -> str:
-        """The address that the site file gives a name; an address stands for itself."""
-        return str(self._site.names.get(name, name))
+    def addresses_of(self, name: str) -> tuple[str, ...]:
+        """The addresses that the site file gives a name; an address stands for itself."""
+        return tuple(map(str, self._site.names.get(name, (name,))))
 
     def handshake(
         self, address: str, port: int, name: str, *, highest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
@@ -118,7 +119,7 @@ class Controller:
         """Make one HTTPS request to a name of the site. OSError (ssl.SSLError included) if it cannot be made."""
         at = urlsplit(url)
         assert at.scheme == "https" and at.hostname
-        connection = AddressedHTTPS(at.hostname, at.port or 443, self.address_of(at.hostname), self.context())
+        connection = AddressedHTTPS(at.hostname, at.port or 443, self.addresses_of(at.hostname), self.context())
         try:
             path = f"{at.path or '/'}{'?' + at.query if at.query else ''}"
             return exchange(connection, method, path, headers or {}, body)
@@ -132,6 +133,15 @@ class Controller:
     def scan(self, targets: Sequence[ports.Target]) -> dict[ports.Target, ports.Answer]:
         """Try to connect from this machine to every target at once."""
         return ports.scan(targets)
+
+
+def connected(addresses: tuple[str, ...], port: int) -> socket.socket:
+    """A connection to the first of the addresses that answers, as every client makes it. OSError if none does."""
+    *others, last = addresses
+    for address in others:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port), REQUEST_SECONDS)
+    return socket.create_connection((last, port), REQUEST_SECONDS)
 
 
 def exchange(

@@ -12,9 +12,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from onprem_mlops.verify.controller import Controller
+from onprem_mlops.verify.controller import Controller, connected
 
-_CONNECT_SECONDS = 10.0
 _QUIET_SECONDS = 120.0
 _BLOCK = 1 << 16
 
@@ -51,12 +50,12 @@ class _Tunnel(socketserver.BaseRequestHandler):
             self.request.sendall(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n")
             return
         name, _, port = words[1].rpartition(":")
-        address = self.server.controller.address_of(name)
-        if address == name and not name.replace(".", "").isdigit():
+        addresses = self.server.controller.addresses_of(name)
+        if addresses == (name,) and not name.replace(".", "").isdigit():
             self.request.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
             return
         try:
-            with socket.create_connection((address, int(port)), _CONNECT_SECONDS) as other:
+            with connected(addresses, int(port)) as other:
                 self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 self._join(other)
         except OSError:

@@ -60,7 +60,7 @@ def test_every_listener_shows_a_certificate_of_the_site(node: NodeHost, site: Si
 
     `./mlops deploy` renews what is due; a listener that no role laid down is not the platform's.
     """
-    own = [name for name, address in site.names.items() if str(address) == node.address]
+    own = [name for name, addresses in site.names.items() if node.address in map(str, addresses)]
     wrong = {one: said for one in reachable if (said := _wrong(node, one.port, own))}
     assert not wrong, f"{node.name}: " + "; ".join(f"{one}: {said}" for one, said in wrong.items())
 

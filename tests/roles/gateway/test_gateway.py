@@ -36,7 +36,7 @@ def _site(folder: Path, roles: list[str], **settings: Any) -> Site:
 def test_names_lead_to_the_first_gateway(tmp_path: Path) -> None:
     site = _site(tmp_path, ["gateway", "echo"])
     address = site.node("s1").address
-    assert {site.names["echo.roles.example.com"], site.names["other.roles.example.com"]} == {address}
+    assert {site.names["echo.roles.example.com"], site.names["other.roles.example.com"]} == {(address,)}
 
 
 def test_everybody_on_the_site_and_the_company_s_networks_may_come(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,7 +13,7 @@ from onprem_mlops.errors import RequestError
 from onprem_mlops.site import Site, load_site
 from roles.object_store.contents import rights
 from roles.object_store.settings import Settings, User
-from tests.roles.harness import Case
+from tests.roles.harness import Case, cases
 
 CONSUMER = """
 from onprem_mlops.roles import Bucket, RoleSettings, Secret
@@ -52,7 +53,18 @@ def test_a_role_that_asks_for_buckets_gets_them_and_a_user(tmp_path: Path) -> No
     assert settings.all_users(site)["track-er"] == User(read=(), write=("runs", "cache"))
     assert settings.secret_of_user(site, "track-er") == ("track_er", "storage_key")
     assert settings.secret_of_user(site, "team") == ("object_store", "user_team")
-    assert settings.internal_endpoint(site) == settings.endpoint(site) == "https://s1.roles.example.com:9000"
+    assert settings.internal_endpoint(site) == settings.endpoint(site) == "https://object-store.roles.example.com:9000"
+
+
+def test_the_services_reach_every_node_under_one_name(tmp_path: Path) -> None:
+    (case,) = (one.values[0] for one in cases("object_store") if one.id == "erasure-coded")
+    assert isinstance(case, Case)
+    site = case.site(tmp_path)
+    settings = settings_of(site)
+    name = str(urlsplit(settings.internal_endpoint(site)).hostname)
+    assert [str(address) for address in site.names[name]] == ["192.0.2.11", "192.0.2.12"]
+    certificates = {node.name: list(settings.certificates(site, node)) for node in site.nodes}
+    assert [node for node, those in certificates.items() if any(name in one.dns for one in those)] == ["c1", "c2"]
 
 
 def test_an_external_store_has_no_nodes_and_no_secrets_of_ours(tmp_path: Path) -> None:
@@ -63,6 +75,7 @@ def test_an_external_store_has_no_nodes_and_no_secrets_of_ours(tmp_path: Path) -
     assert {one.name for one in settings.secrets(site)} == {"user_verify", "user_verify-stranger"}
     assert not any(list(settings.openings(site, node)) for node in site.nodes)
     assert list(settings.routes(site)) == []
+    assert settings.names(site) == {}
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_a_role_that_is_not_listed_is_off(site_from: Callable[[str], Site]) -> N
 
 
 def test_names_are_those_of_nodes_and_services(site: Site) -> None:
-    assert site.names["w1.plant.example.com"] == IPv4Address("192.0.2.21")
-    assert site.names["storage.plant.example.com"] == IPv4Address("192.0.2.31")
+    assert site.names["w1.plant.example.com"] == (IPv4Address("192.0.2.21"),)
+    assert site.names["storage.plant.example.com"] == (IPv4Address("192.0.2.31"),)
 
 
 def test_a_site_does_not_change(site: Site) -> None:

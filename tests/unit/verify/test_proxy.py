@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Names:
     """What a controller knows of a site with one name."""
 
-    def address_of(self, name: str) -> str:
-        return "127.0.0.1" if name == "git.example.com" else name
+    def addresses_of(self, name: str) -> tuple[str, ...]:
+        # Nobody listens at the first, which is a node that is away.
+        return ("127.0.0.2", "127.0.0.1") if name == "git.example.com" else (name,)
 
 
 @pytest.fixture
