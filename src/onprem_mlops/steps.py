@@ -239,7 +239,10 @@ class Context(Generic[S]):
         return self.site.settings(role)
 
     def render(self, template: str, **values: Any) -> str:
-        """Render a template of this role; `site`, `node` and `settings` are always there."""
+        """Render a template of this role; `site`, `node` and `settings` are always there.
+
+        It may include those that all roles share, in `onprem_mlops/templates`.
+        """
         return self._templates.get_template(template).render(
             site=self.site, node=self.node, settings=self.settings, **values
         )
@@ -263,6 +266,7 @@ def _versions(index: Path) -> Mapping[str, str]:
     return found
 
 
+_SHARED_TEMPLATES = Path(__file__).with_name("templates")
 _environments: dict[Path, jinja2.Environment] = {}
 
 
@@ -270,7 +274,7 @@ def _environment(folder: Path) -> jinja2.Environment:
     # One environment a role, not a node: templates are compiled once even for 500 nodes.
     if folder not in _environments:
         _environments[folder] = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(folder),
+            loader=jinja2.FileSystemLoader((folder, _SHARED_TEMPLATES)),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             trim_blocks=True,
