@@ -5,10 +5,8 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
 
 from onprem_mlops.roles import Route
 from onprem_mlops.verify.suite import (
@@ -18,13 +16,12 @@ from onprem_mlops.verify.suite import (
     Nodes,
     Response,
     Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
     listeners,
     until,
 )
 from roles.gateway.settings import HTTPS, Settings
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 UNIT = "onprem-gateway.service"
 STRANGER = "127.0.0.99"
@@ -55,31 +52,13 @@ def test_certificate(web: dict[str, Route], controller: Controller, gateways: li
     `./mlops deploy --role gateway` renews what is due.
     """
     for gateway in gateways:
-        for name in web:
-            try:
-                served = controller.handshake(gateway.address, HTTPS, name)
-            except ssl.SSLError as error:
-                raise AssertionError(
-                    f"{gateway.name}: a client that trusts the site's authority refuses {name}: {error}"
-                ) from None
-            names = served.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert name in names.get_values_for_type(x509.DNSName), f"{gateway.name}: no certificate for {name}"
-            left = served.certificate.not_valid_after_utc - datetime.now(UTC)
-            assert left > timedelta(days=LEAST_DAYS_LEFT), f"{gateway.name}: {name} ends in {left.days} days"
+        assert_certificate(controller, gateway, HTTPS, *web)
 
 
 def test_old_tls_is_refused(name: str, controller: Controller, gateways: list[NodeHost]) -> None:
     """TLS 1.1 and older is refused."""
     for gateway in gateways:
-        try:
-            served = controller.handshake(gateway.address, HTTPS, name, highest=ssl.TLSVersion.TLSv1_1)
-        except ssl.SSLError as error:
-            # The server's own words; a refusal by this side would prove nothing.
-            assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
-                f"{gateway.name}: TLS 1.1 failed, but not because the gateway refused it: {error}"
-            )
-        else:
-            raise AssertionError(f"{gateway.name}: the gateway speaks {served.version}")
+        assert_old_tls_is_refused(controller, gateway, HTTPS, name)
 
 
 def test_version_of_http(name: str, settings: Settings, controller: Controller, gateways: list[NodeHost]) -> None:

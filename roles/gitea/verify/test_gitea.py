@@ -10,13 +10,11 @@ import os
 import re
 import secrets
 import shlex
-import ssl
 import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +36,14 @@ from onprem_mlops.verify.suite import (
     NotChecked,
     Response,
     Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
     browser,
     listeners,
     site_proxy,
     until,
 )
 from roles.gitea.settings import Settings
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 KNOWN_HOSTS = "git_known_hosts"
@@ -231,28 +228,13 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, ser
 
     `./mlops deploy --role gitea` renews a certificate that is due.
     """
-    for name in (settings.name(site), settings.registry(site), site.full_name(service.host.site_node)):
-        try:
-            served = controller.handshake(service.host.address, settings.port, name)
-        except ssl.SSLError as error:
-            raise AssertionError(f"{service.host.name}: a client refuses {name}: {error}") from None
-    left = served.certificate.not_valid_after_utc - datetime.now(UTC)
-    assert left > timedelta(days=LEAST_DAYS_LEFT), f"{service.host.name}: the certificate ends in {left.days} days"
+    names = (settings.name(site), settings.registry(site), site.full_name(service.host.site_node))
+    assert_certificate(controller, service.host, settings.port, *names)
 
 
 def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, service: Service) -> None:
     """TLS 1.1 and older is refused by Gitea itself."""
-    try:
-        served = controller.handshake(
-            service.host.address, settings.port, settings.name(site), highest=ssl.TLSVersion.TLSv1_1
-        )
-    except ssl.SSLError as error:
-        # The server's own words; a refusal by this side would prove nothing.
-        assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
-            f"{service.host.name}: TLS 1.1 failed, but not because Gitea refused it: {error}"
-        )
-    else:
-        raise AssertionError(f"{service.host.name}: Gitea speaks {served.version}")
+    assert_old_tls_is_refused(controller, service.host, settings.port, settings.name(site))
 
 
 def test_nobody_can_register(service: Service, controller: Controller) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from onprem_mlops.verify.suite import NodeHost, scan_from
-
-LEAST_DAYS_LEFT = 30
+from onprem_mlops.verify.suite import LEAST_DAYS_LEFT, NodeHost, scan_from
 
 SERVER_FLAGS = {
     "authorization-mode": "Node,RBAC",

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
 
 from onprem_mlops.artifacts import Store
 from onprem_mlops.artifacts.publish import needed_by
-from onprem_mlops.verify.suite import Controller, DoesNotApply, NodeHost, Nodes, Site, listeners
+from onprem_mlops.verify.suite import (
+    Controller,
+    DoesNotApply,
+    NodeHost,
+    Nodes,
+    Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
+    listeners,
+)
 from roles.mirror.settings import Settings
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 MANIFEST_TYPES += ", application/vnd.oci.image.index.v1+json"
@@ -39,31 +43,12 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, hos
 
     `./mlops deploy --role mirror` renews a certificate that is due.
     """
-    name = site.mirror_name
-    try:
-        served = controller.handshake(host.address, settings.port, name)
-    except ssl.SSLError as error:
-        raise AssertionError(
-            f"{host.name}: a client that trusts the site's authority refuses {name}: {error}"
-        ) from None
-    names = served.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert name in names.get_values_for_type(x509.DNSName), f"{host.name}: the certificate is not for {name}"
-    left = served.certificate.not_valid_after_utc - datetime.now(UTC)
-    assert left > timedelta(days=LEAST_DAYS_LEFT), f"{host.name}: the certificate ends in {left.days} days"
+    assert_certificate(controller, host, settings.port, site.mirror_name)
 
 
 def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:
     """TLS 1.1 and older is refused."""
-    name = site.mirror_name
-    try:
-        served = controller.handshake(host.address, settings.port, name, highest=ssl.TLSVersion.TLSv1_1)
-    except ssl.SSLError as error:
-        # The server's own words; a refusal by this side would prove nothing.
-        assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
-            f"{host.name}: TLS 1.1 failed, but not because the mirror refused it: {error}"
-        )
-    else:
-        raise AssertionError(f"{host.name}: the mirror speaks {served.version}")
+    assert_old_tls_is_refused(controller, host, settings.port, site.mirror_name)
 
 
 def test_other_names_are_refused(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:

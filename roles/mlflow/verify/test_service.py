@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import base64
-import ssl
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
 
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.site.secrets import Secrets
-from onprem_mlops.verify.suite import Controller, NodeHost, Nodes, NotChecked, Response, Site, listeners
+from onprem_mlops.verify.suite import (
+    Controller,
+    NodeHost,
+    Nodes,
+    NotChecked,
+    Response,
+    Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
+    listeners,
+)
 from roles.mlflow.settings import ADMINISTRATOR, Settings
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 FOLDER = "/etc/onprem-mlflow"
 UNIT = "onprem-mlflow.service"
@@ -57,32 +61,15 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, hos
     `./mlops deploy --role mlflow` renews a certificate that is due.
     """
     for host in hosts:
-        for name in (site.full_name(host.site_node), settings.name(site)):
-            try:
-                served = controller.handshake(host.address, settings.port, name)
-            except ssl.SSLError as error:
-                raise AssertionError(f"{host.name}: who trusts the site's authority refuses {name}: {error}") from None
-            names = served.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert name in names.get_values_for_type(x509.DNSName), f"{host.name}: the certificate is not for {name}"
-            left = served.certificate.not_valid_after_utc - datetime.now(UTC)
-            assert left > timedelta(days=LEAST_DAYS_LEFT), f"{host.name}: the certificate ends in {left.days} days"
+        names = (site.full_name(host.site_node), settings.name(site))
+        assert_certificate(controller, host, settings.port, *names)
 
 
 def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, hosts: list[NodeHost]) -> None:
     """MLflow refuses TLS 1.1 and older."""
     for host in hosts:
-        name = site.full_name(host.site_node)
-        # The control: uvicorn ends an old handshake without a word, which a server that is down does as well.
-        controller.handshake(host.address, settings.port, name, highest=ssl.TLSVersion.TLSv1_2)
-        try:
-            served = controller.handshake(host.address, settings.port, name, highest=ssl.TLSVersion.TLSv1_1)
-        except ssl.SSLError as error:
-            # A refusal by this side would prove nothing.
-            assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "UNEXPECTED_EOF_WHILE_READING"), (
-                f"{host.name}: TLS 1.1 failed, but not because MLflow refused it: {error}"
-            )
-        else:
-            raise AssertionError(f"{host.name}: MLflow speaks {served.version}")
+        # uvicorn ends an old handshake without a word.
+        assert_old_tls_is_refused(controller, host, settings.port, site.full_name(host.site_node), silently=True)
 
 
 @pytest.mark.parametrize(

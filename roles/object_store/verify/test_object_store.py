@@ -7,24 +7,27 @@ import hashlib
 import hmac
 import json
 import secrets
-import ssl
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from cryptography import x509
 
 from onprem_mlops.site import Secrets
-from onprem_mlops.verify.suite import Controller, DoesNotApply, NodeHost, Nodes, Site, listeners
+from onprem_mlops.verify.suite import (
+    Controller,
+    DoesNotApply,
+    NodeHost,
+    Nodes,
+    Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
+    listeners,
+)
 from roles.object_store.settings import ADMINISTRATOR, METRICS, STRANGER, VERIFIER, Settings
 from roles.object_store.verify.clients import Store, emptied, opened, refusal
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 LEAST_FREE = 0.1
 """Part of a drive that must be free: MinIO writes nothing to a drive that is nearly full."""
@@ -80,31 +83,14 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, hos
     `./mlops deploy --role object_store` renews a certificate that is due.
     """
     for host in hosts:
-        for name in (site.full_name(host.site_node), settings.internal_name(site), settings.name(site)):
-            try:
-                served = controller.handshake(host.address, settings.port, name)
-            except ssl.SSLError as error:
-                raise AssertionError(f"{host.name}: a client refuses {name}: {error}") from None
-            names = served.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert name in names.get_values_for_type(x509.DNSName), f"{host.name}: the certificate is not for {name}"
-        left = served.certificate.not_valid_after_utc - datetime.now(UTC)
-        assert left > timedelta(days=LEAST_DAYS_LEFT), f"{host.name}: the certificate ends in {left.days} days"
+        names = (site.full_name(host.site_node), settings.internal_name(site), settings.name(site))
+        assert_certificate(controller, host, settings.port, *names)
 
 
 def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, hosts: list[NodeHost]) -> None:
     """TLS 1.1 and older is refused by the object store."""
     for host in hosts:
-        try:
-            served = controller.handshake(
-                host.address, settings.port, site.full_name(host.site_node), highest=ssl.TLSVersion.TLSv1_1
-            )
-        except ssl.SSLError as error:
-            # The server's own words; a refusal by this side would prove nothing.
-            assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
-                f"{host.name}: TLS 1.1 failed, but not because the object store refused it: {error}"
-            )
-        else:
-            raise AssertionError(f"{host.name}: the object store speaks {served.version}")
+        assert_old_tls_is_refused(controller, host, settings.port, site.full_name(host.site_node))
 
 
 def test_service_is_a_user_of_its_own(settings: Settings, hosts: list[NodeHost]) -> None:

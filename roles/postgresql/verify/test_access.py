@@ -10,20 +10,25 @@ import ssl
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
 
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Database
 from onprem_mlops.site import Hidden
 from onprem_mlops.site.secrets import Secrets
-from onprem_mlops.verify.suite import Controller, DoesNotApply, NodeHost, Nodes, NotChecked, Site, scan_from
+from onprem_mlops.verify.suite import (
+    Controller,
+    DoesNotApply,
+    NodeHost,
+    Nodes,
+    NotChecked,
+    Site,
+    assert_certificate,
+    assert_old_tls_is_refused,
+    scan_from,
+)
 from roles.postgresql.settings import Settings
-
-LEAST_DAYS_LEFT = 30
-"""A deploy renews when a third of a certificate's life is left; with less than this, none has run for long."""
 
 SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -129,28 +134,11 @@ def clients(
     return found
 
 
-def handshake(
-    controller: Controller,
-    host: NodeHost,
-    settings: Settings,
-    name: str,
-    highest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
-) -> tuple[str, x509.Certificate]:
-    """TLS version and certificate. ssl.SSLError if either side refuses."""
-    context = controller.context()
-    if highest < ssl.TLSVersion.TLSv1_2:
-        # This side must be willing, or its own refusal would be taken for the server's.
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.set_ciphers("ALL:@SECLEVEL=0")
-    context.maximum_version = highest
-    with socket.create_connection((host.address, settings.port), 10) as plain:
-        plain.sendall(_SSL_REQUEST)
-        said = plain.recv(1)
-        assert said == b"S", f"{host.name}: the server answers {said!r} to a client that asks for TLS"
-        with context.wrap_socket(plain, server_hostname=name) as wrapped:
-            leaf = wrapped.getpeercert(binary_form=True)
-            assert leaf is not None, f"{host.name}: the server shows no certificate"
-            return wrapped.version() or "", x509.load_der_x509_certificate(leaf)
+def starttls(plain: socket.socket) -> None:
+    """Ask the server for TLS, which a connection to it begins without."""
+    plain.sendall(_SSL_REQUEST)
+    said = plain.recv(1)
+    assert said == b"S", f"{plain.getpeername()[0]}: the server answers {said!r} to a client that asks for TLS"
 
 
 def test_certificate(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:
@@ -158,33 +146,18 @@ def test_certificate(site: Site, settings: Settings, controller: Controller, hos
 
     `./mlops deploy --role postgresql` renews a certificate that is due.
     """
-    name = settings.name(site)
-    try:
-        _, certificate = handshake(controller, host, settings, name)
-    except ssl.SSLError as error:
-        raise AssertionError(
-            f"{host.name}: a client that trusts the site's authority refuses {name}: {error}"
-        ) from None
-    left = certificate.not_valid_after_utc - datetime.now(UTC)
-    assert left > timedelta(days=LEAST_DAYS_LEFT), f"{host.name}: the certificate ends in {left.days} days"
+    assert_certificate(controller, host, settings.port, settings.name(site), starttls=starttls)
 
 
 def test_old_tls_is_refused(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:
     """The database server refuses TLS 1.1 and older."""
-    try:
-        version, _ = handshake(controller, host, settings, settings.name(site), ssl.TLSVersion.TLSv1_1)
-    except ssl.SSLError as error:
-        assert error.reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "SSLV3_ALERT_HANDSHAKE_FAILURE"), (
-            f"{host.name}: TLS 1.1 failed, but not because the server refused it: {error}"
-        )
-    else:
-        raise AssertionError(f"{host.name}: the server speaks {version}")
+    assert_old_tls_is_refused(controller, host, settings.port, settings.name(site), starttls=starttls)
 
 
 def test_other_names_are_refused(site: Site, settings: Settings, controller: Controller, host: NodeHost) -> None:
     """The database server cannot pose as another host of the site."""
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(controller, host, settings, f"git.{site.domain}")
+        controller.handshake(host.address, settings.port, f"git.{site.domain}", starttls=starttls)
 
 
 def test_declared_nodes_reach_it(

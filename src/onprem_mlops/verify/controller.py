@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from onprem_mlops.verify import ports
 from onprem_mlops.verify.outcomes import NotChecked
 
 REQUEST_SECONDS = 10.0
+
+StartTLS = Callable[[socket.socket], None]
+"""Asks for TLS on a fresh connection, where a protocol begins without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,13 @@ class Controller:
         return tuple(map(str, self._site.names.get(name, (name,))))
 
     def handshake(
-        self, address: str, port: int, name: str, *, highest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+        self,
+        address: str,
+        port: int,
+        name: str,
+        *,
+        highest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        starttls: StartTLS | None = None,
     ) -> Served:
         """Shake hands. ssl.SSLError if the server refuses or its certificate is not good for the name."""
         context = self.context()
@@ -105,13 +114,13 @@ class Controller:
             context.minimum_version = ssl.TLSVersion.TLSv1
             context.set_ciphers("ALL:@SECLEVEL=0")
         context.maximum_version = highest
-        with (
-            socket.create_connection((address, port), REQUEST_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=name) as wrapped,
-        ):
-            leaf = wrapped.getpeercert(binary_form=True)
-            assert leaf is not None
-            return Served(wrapped.version() or "", x509.load_der_x509_certificate(leaf))
+        with socket.create_connection((address, port), REQUEST_SECONDS) as plain:
+            if starttls is not None:
+                starttls(plain)
+            with context.wrap_socket(plain, server_hostname=name) as wrapped:
+                leaf = wrapped.getpeercert(binary_form=True)
+                assert leaf is not None
+                return Served(wrapped.version() or "", x509.load_der_x509_certificate(leaf))
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None

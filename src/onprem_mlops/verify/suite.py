@@ -22,8 +22,10 @@ from onprem_mlops.verify.nodes import Nodes
 from onprem_mlops.verify.outcomes import DoesNotApply, NotChecked
 from onprem_mlops.verify.ports import Answer, Listener, Target, listener_on, listeners, scan_from, udp_answer_from
 from onprem_mlops.verify.proxy import site_proxy
+from onprem_mlops.verify.tls import LEAST_DAYS_LEFT, assert_certificate, assert_old_tls_is_refused
 
 __all__ = [
+    "LEAST_DAYS_LEFT",
     "Answer",
     "Cluster",
     "Controller",
@@ -39,6 +41,8 @@ __all__ = [
     "Served",
     "Site",
     "Target",
+    "assert_certificate",
+    "assert_old_tls_is_refused",
     "browser",
     "listener_on",
     "listeners",
