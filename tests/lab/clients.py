@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -50,19 +48,6 @@ class Client:
 def secret(site: TestSite, role: str, name: str) -> str:
     """The value of a secret of the site."""
     return Secrets.of(load_site(site.folder)).get(role, name).reveal()
-
-
-@contextmanager
-def resolving(site: TestSite) -> Iterator[None]:
-    """In here this process resolves the site's names as the site file says."""
-    names = {name: tuple(map(str, those)) for name, those in load_site(site.folder).names.items()}
-    ask = socket.getaddrinfo
-
-    def answer(host: Any, *rest: Any, **more: Any) -> Any:
-        return [one for at in names.get(host, (host,)) for one in ask(at, *rest, **more)]
-
-    with patch("socket.getaddrinfo", answer):
-        yield
 
 
 @dataclass

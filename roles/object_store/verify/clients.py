@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import boto3
 from botocore import UNSIGNED
@@ -20,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from onprem_mlops.site import Secrets
 from onprem_mlops.site.material import authority_file
-from onprem_mlops.verify.suite import Site
+from onprem_mlops.verify.suite import Site, resolving
 from roles.object_store.settings import Settings
 
 
@@ -90,13 +88,7 @@ def opened(site: Site, settings: Settings, url: str, folder: Path) -> Iterator[S
         if settings.authority is not None:
             authority = folder / "authority.pem"
             authority.write_text(settings.authority)
-    addresses = {name: tuple(map(str, those)) for name, those in site.names.items()}
-    really = socket.getaddrinfo
-
-    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
-        return [one for at in addresses.get(host, (host,)) for one in really(at, *arguments, **options)]
-
-    with patch("socket.getaddrinfo", look_up):
+    with resolving(site):
         yield Store(site, settings, url, authority)
 
 

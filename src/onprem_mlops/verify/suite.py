@@ -22,6 +22,7 @@ from onprem_mlops.verify.nodes import Nodes
 from onprem_mlops.verify.outcomes import DoesNotApply, NotChecked
 from onprem_mlops.verify.ports import Answer, Listener, Target, listener_on, listeners, scan_from, udp_answer_from
 from onprem_mlops.verify.proxy import site_proxy
+from onprem_mlops.verify.resolving import resolving
 from onprem_mlops.verify.tls import LEAST_DAYS_LEFT, assert_certificate, assert_old_tls_is_refused
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "listener_on",
     "listeners",
     "namespace",
+    "resolving",
     "scan_from",
     "site_proxy",
     "udp_answer_from",

@@ -11,7 +11,8 @@ from botocore.config import Config
 
 from onprem_mlops.site import load_site
 from onprem_mlops.site.material import authority_file
-from tests.lab.clients import Client, resolving, secret
+from onprem_mlops.verify.resolving import resolving
+from tests.lab.clients import Client, secret
 from tests.lab.sites import TestSite, made
 
 
@@ -25,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
 
 @pytest.fixture(scope="package")
 def names(site: TestSite) -> Iterator[None]:
-    with resolving(site):
+    with resolving(load_site(site.folder)):
         yield
 
 
