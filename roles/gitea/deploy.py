@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -14,8 +13,9 @@ from onprem_mlops.atomic import write_atomically
 from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, server, shell, systemd
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.roles import Context, removal, step
+from onprem_mlops.roles import Context, admission, removal, step
 from onprem_mlops.site import Hidden
+from onprem_mlops.versions import is_older
 
 from . import accounts, packages
 from .settings import Settings
@@ -47,12 +47,25 @@ class Paths:
 PATHS = Paths()
 
 
+@admission(on=ON)
+def admit(ctx: Context[Settings]) -> None:
+    """Refuse a version that is older than what the data was served by: it could not read its database."""
+    if ctx.node not in ctx.settings.hosts(ctx.site):
+        return
+    served, offered = probe(f"cat {VERSION}").text.strip(), _version(ctx)
+    if is_older(offered, served):
+        raise MlopsError(
+            f"{ctx.node.name}: its data was served by Gitea {served}, and the catalogue has {offered}; a database that "
+            "a newer version has changed cannot be served by an older one",
+            f"Put gitea {served} or newer into artifacts/catalogue.yaml, or restore a backup made before the upgrade.",
+        )
+
+
 @step(on=ON)
 def install(ctx: Context[Settings]) -> None:
     """The program, its web interface and Git; not yet what it reads when it starts."""
     if ctx.node not in ctx.settings.hosts(ctx.site):
         return
-    _refuse_older(ctx)
     server.user("account of Gitea", ctx.settings.account, system=True, home=f"{ctx.settings.data}/home")
     apt.packages("Git", "git")
     authority = ctx.settings_of("node").authority_path
@@ -119,22 +132,8 @@ def remove(ctx: Context[Settings]) -> None:
     (ctx.state / KNOWN_HOSTS).unlink(missing_ok=True)
 
 
-def _refuse_older(ctx: Context[Settings]) -> None:
-    served, offered = probe(f"cat {VERSION}").text.strip(), _version(ctx)
-    if _numbers(served) > _numbers(offered):
-        raise MlopsError(
-            f"{ctx.node.name}: its data was served by Gitea {served}, and the catalogue has {offered}; a database that "
-            "a newer version has changed cannot be served by an older one",
-            f"Put gitea {served} or newer into artifacts/catalogue.yaml, or restore a backup made before the upgrade.",
-        )
-
-
 def _version(ctx: Context[Settings]) -> str:
     return ctx.file("gitea", "gitea").version
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _secrets(ctx: Context[Settings]) -> tuple[str, ...]:

@@ -238,8 +238,8 @@ class Settings(RoleSettings):
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """HTTPS and SSH: for the gateway alone where there is one, and for verification."""
         if node in self.hosts(site):
-            gateway = "gateway" if site.in_group("gateway") else "services"
-            who = (gateway, "controller") if site.is_on("gateway") else ("nodes", "pods", "controller")
+            gateways = site.settings("gateway").hosts(site) if site.is_on("gateway") else ()  # type: ignore[attr-defined]
+            who = (*(tuple(f"{one.address}/32" for one in gateways) or ("nodes", "pods")), "controller")
             yield Opening(self.port, who, "Gitea: web interface, Git over HTTPS, registries")
             yield Opening(self.ssh_listens(site), who, "Git over SSH")
 

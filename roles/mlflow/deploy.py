@@ -11,6 +11,7 @@ from onprem_mlops.engine.operations import apt, files, python, server, shell, sy
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, admission, removal, step
 from onprem_mlops.site import Hidden
+from onprem_mlops.versions import is_older
 
 from .settings import ADMINISTRATOR, DEBIAN, Settings
 
@@ -59,15 +60,11 @@ def admit(ctx: Context[Settings]) -> None:
             "Give group `tracking` to a node that runs it.",
         )
     wanted = ctx.artifacts.version("mlflow")
-    if len(said) > 1 and _numbers(wanted) < _numbers(said[1]):
+    if len(said) > 1 and is_older(wanted, said[1]):
         raise MlopsError(
             f"{ctx.node.name}: MLflow {said[1]} has used the databases, and {wanted} is older: it would not start",
             f"Pin {said[1]} or later in the catalogue, or bring back databases from before (see the role's README).",
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 @step(on=ON)
@@ -93,12 +90,12 @@ def serve(ctx: Context[Settings]) -> None:
     if ctx.node not in ctx.settings.hosts(ctx.site):
         return
     programs = _programs(ctx)
-    _configuration(ctx)
+    read = _configuration(ctx)
     _units(ctx)
     systemd.service(
         "MLflow with this configuration",
         UNIT,
-        configuration=(ENVIRONMENT, AUTHENTICATION, PASSWORDS, CHAIN, KEY, *programs),
+        configuration=(*read, *programs),
     )
     systemd.service("deleted runs go for good every night", TIMER)
     python.alone("no environment of an earlier version", _environment(ctx))
@@ -158,7 +155,8 @@ def _escaped(password: Hidden) -> str:
     return re.sub(r"([:\\])", r"\\\1", password.reveal())
 
 
-def _configuration(ctx: Context[Settings]) -> None:
+def _configuration(ctx: Context[Settings]) -> tuple[str, ...]:
+    """Gives the paths of what the server reads."""
     authority = ctx.settings_of("node").authority_path
     database = ctx.settings_of("postgresql")
     where = {
@@ -175,7 +173,7 @@ def _configuration(ctx: Context[Settings]) -> None:
         **where,
     )
     files.content("passwords of its databases", PASSWORDS, Hidden(passwords), mode="400", owner=USER)
-    own = ctx.settings.internal_endpoint(ctx.site, ctx.node)
+    own, storage_authority = ctx.settings.internal_endpoint(ctx.site, ctx.node), _storage_authority(ctx)
     environment = ctx.render(
         "environment.j2",
         passwords=PASSWORDS,
@@ -183,7 +181,7 @@ def _configuration(ctx: Context[Settings]) -> None:
         admin_password=ctx.secret("admin_password").reveal(),
         session_key=ctx.secret("session_key").reveal(),
         storage=ctx.settings_of("object_store").internal_endpoint(ctx.site),
-        storage_authority=_storage_authority(ctx),
+        storage_authority=storage_authority,
         administrator=ADMINISTRATOR,
         allowed_hosts=_allowed_hosts(ctx),
         authentication=AUTHENTICATION,
@@ -195,6 +193,7 @@ def _configuration(ctx: Context[Settings]) -> None:
         **where,
     )
     files.content("settings of MLflow, with its secrets", ENVIRONMENT, Hidden(environment), mode="600")
+    return ENVIRONMENT, AUTHENTICATION, PASSWORDS, CHAIN, KEY, storage_authority
 
 
 def _accounts(ctx: Context[Settings]) -> Hidden:

@@ -151,7 +151,7 @@ class Settings(RoleSettings):
 
     def all_buckets(self, site: Site) -> Mapping[str, Bucket]:
         """Every bucket of the site: those named here, and those that roles ask for."""
-        asked = {one.name: Bucket(data_class="working" if one.versioning else "plain") for _, one in site.buckets}
+        asked = {one.name: Bucket(data_class="plain") for _, one in site.buckets}
         return {**asked, **self.named_buckets}
 
     def all_users(self, site: Site) -> Mapping[str, User]:

@@ -275,9 +275,9 @@ class Case:
     def run(self, node: FakeNode, folder: Path) -> str:
         """Run the step as in a plan; the text of the error that it ended with, if any."""
         context = self._context(folder)
-        kind = "__removal__" if self.given["step"] == "remove" else "__step__"
         module = deploy_module(find_roles()[self.role])
-        step = next(one for one in steps_of(module, kind) if one.name == self.given["step"])  # type: ignore[arg-type]
+        declared = (*steps_of(module), *steps_of(module, "__removal__"), *steps_of(module, "__admission__"))
+        step = next(one for one in declared if one.name == self.given["step"])
         node.changes = []
         with ctx_host.use(node):
             try:

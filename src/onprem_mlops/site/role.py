@@ -116,8 +116,6 @@ class Bucket:
     name: str
     secret: str = "storage_key"  # noqa: S105 - a name
     """Name of the declaring role's own secret that is the user's secret key; one for all of its buckets."""
-    versioning: bool = False
-    """Whether overwritten and deleted objects are kept for a while."""
 
 
 @dataclass(frozen=True)

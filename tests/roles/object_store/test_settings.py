@@ -23,7 +23,7 @@ class Settings(RoleSettings):
         yield Secret("storage_key")
 
     def buckets(self, site):
-        yield Bucket("runs", versioning=True)
+        yield Bucket("runs")
         yield Bucket("cache")
 """
 
@@ -47,7 +47,7 @@ def test_a_role_that_asks_for_buckets_gets_them_and_a_user(tmp_path: Path) -> No
     site = load_site(inventory(tmp_path, users={"team": {"read": ["runs"]}}))
     settings = settings_of(site)
     assert {name: one.data_class for name, one in settings.all_buckets(site).items()} == {
-        "runs": "working",
+        "runs": "plain",
         "cache": "plain",
     }
     assert settings.all_users(site)["track-er"] == User(read=(), write=("runs", "cache"))
