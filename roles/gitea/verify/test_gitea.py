@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import hashlib
 import io
 import json
@@ -288,6 +289,97 @@ def test_first_passwords_are_not_kept(service: Service, settings: Settings, site
         basic = base64.b64encode(f"{name}:{first}".encode()).decode()
         answer = controller.get(f"{service.url}/api/v1/user", authorization=f"Basic {basic}")
         assert answer.status in (401, 403), f"{name} still uses the first password: HTTP {answer.status}"
+
+
+def test_people_are_as_declared(service: Service, settings: Settings) -> None:
+    """Everybody whom the site file names has an account, with the rights and the SSH keys that it says."""
+    if not settings.people:
+        raise DoesNotApply("the site file names no people")
+    for name, person in settings.people.items():
+        found = service.ask("GET", f"/users/{name}")
+        rights = (found["is_admin"], not found["prohibit_login"])
+        assert rights == (person.admin, person.active), f"{name}: administrator, may log in: {rights}"
+        keys = service.ask("GET", f"/users/{name}/keys?limit=1000")
+        ours = {" ".join(one["key"].split()[:2]) for one in keys if one["title"].startswith("site file ")}
+        assert ours == set(person.ssh_keys), f"{name}: has the site file's keys {sorted(key[-16:] for key in ours)}"
+
+
+def test_organisations_are_as_declared(service: Service, settings: Settings) -> None:
+    """Organisations that the site file names are seen by whom it says, and each team has exactly its members."""
+    if not settings.organisations:
+        raise DoesNotApply("the site file names no organisations")
+    for owner, wanted in settings.organisations.items():
+        seen = service.ask("GET", f"/orgs/{owner}")["visibility"]
+        assert seen == wanted.visibility, f"{owner} is {seen}, not {wanted.visibility}"
+        teams = {one["name"]: one for one in service.ask("GET", f"/orgs/{owner}/teams?limit=1000")}
+        missing = wanted.teams.keys() - teams.keys()
+        assert not missing, f"{owner} has no team {', '.join(missing)}"
+        for name, team in wanted.teams.items():
+            rights = {teams[name]["permission"], *(teams[name].get("units_map") or {}).values()}
+            assert team.permission in rights, f"team {name} of {owner} may {', '.join(rights)}, not {team.permission}"
+            members = {one["login"] for one in service.ask("GET", f"/teams/{teams[name]['id']}/members?limit=1000")}
+            assert members == set(team.members), f"team {name} of {owner} has members {', '.join(sorted(members))}"
+
+
+@pytest.mark.limit(120)
+def test_platform_is_changed_by_review_only(
+    service: Service,
+    settings: Settings,
+    site: Site,
+    account: Account,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """Nobody pushes to `main` of the platform's own repositories, also who may write there, nor rewrites it."""
+    using = with_token(environment, account)
+    for name in settings.repositories(site):
+        at = f"/repos/{settings.platform}/{name}"
+        rule = service.ask("GET", f"{at}/branch_protections/main")
+        assert rule["required_approvals"] == settings.approvals, f"{name}: {rule['required_approvals']} approvals"
+        assert not rule["enable_force_push"], f"{name}: history can be rewritten"
+        service.ask("PUT", f"{at}/collaborators/{account.name}", {"permission": "write"})
+        remote, folder = f"{service.url}/{settings.platform}/{name}.git", tmp_path / name
+        # The control: who is refused below may read, and has the right to write.
+        run(using, "git", "ls-remote", remote)
+        run(using, "git", "init", "-q", "-b", "main", str(folder))
+        run(using, "git", "commit", "-q", "--allow-empty", "-m", "mine", cwd=folder)
+        for force in ((), ("--force",)):
+            said = run(using, "git", "push", "-q", *force, remote, "main", cwd=folder, well=False)
+            assert "protected branch" in said, f"{remote}: refused, but because of: {said[-300:]}"
+
+
+def test_requests_are_in_the_journal(service: Service, controller: Controller) -> None:
+    """Who asked for what, from where and with what result is in the journal: Gitea has no other audit log."""
+    path = f"/verify-{secrets.token_hex(8)}"
+    answer = controller.get(f"{service.url}{path}")
+    lines: list[str] = []
+
+    def logged() -> bool:
+        lines[:] = service.host.lines("journalctl -u gitea -o cat --since=-2min | grep -F %s || true", path)
+        return bool(lines)
+
+    assert until(logged, seconds=10), f"{service.host.name}: a request of just now is not in the journal"
+    said = lines[-1]
+    assert str(answer.status) in said and "GET" in said, f"{service.host.name}: method and result are not in: {said}"
+    assert re.search(r"\b\d+\.\d+\.\d+\.\d+\b", said), f"{service.host.name}: no address in: {said}"
+
+
+def test_limits_and_mail_are_as_declared(service: Service, settings: Settings) -> None:
+    """Gitea runs with the quotas and the mail relay that the site file says."""
+    text = service.host.check_output("cat %s", settings.configuration)
+    # Values that stand in quotes of Gitea's own are secrets, and not looked at.
+    found = configparser.ConfigParser(interpolation=None, strict=False)
+    found.read_string("[DEFAULT]\n" + text)
+    limits = {
+        ("packages", "LIMIT_TOTAL_OWNER_SIZE"): int(settings.packages_per_owner),
+        ("server", "LFS_MAX_FILE_SIZE"): int(settings.lfs_file),
+        ("repository", "MAX_CREATION_LIMIT"): settings.repositories_per_person,
+    }
+    for (section, key), wanted in limits.items():
+        value = found.getint(section, key)
+        assert value == wanted, f"{service.host.name}: {section}.{key} is {value}, not {wanted}"
+    relay = found.get("mailer", "SMTP_ADDR", fallback=None)
+    assert relay == (settings.mail.host if settings.mail else None), f"{service.host.name}: mail goes to {relay}"
 
 
 def test_metrics_are_not_for_everybody(service: Service, controller: Controller) -> None:

@@ -17,7 +17,7 @@ from onprem_mlops import wheelhouse
 from onprem_mlops.artifacts.publish import StorePublisher
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.site.secrets import Secrets
-from onprem_mlops.verify.suite import Controller, NodeHost, Nodes, NotChecked, Response, Site
+from onprem_mlops.verify.suite import Controller, DoesNotApply, NodeHost, Nodes, NotChecked, Response, Site
 from roles.mlflow.settings import ADMINISTRATOR, Settings
 
 CACHE = "/var/cache/onprem-mlflow-client"
@@ -263,6 +263,23 @@ def test_other_teams_are_refused(team: Team, tracking: Tracking, logged: Any, in
     listed = tracking.call(team.stranger, "GET", "/api/2.0/mlflow/experiments/search?max_results=100", None, workspace)
     shown = [one["experiment_id"] for one in listed.json.get("experiments", ())] if listed.status == 200 else []
     assert logged["experiment"] not in shown, "a stranger finds the team's experiment in the list"
+
+
+def test_declared_users_log_in(site: Site, settings: Settings, tracking: Tracking) -> None:
+    """Everybody whom the site file names logs in with the site's password, and has their teams and their rights."""
+    if not settings.users:
+        raise DoesNotApply("the site file names no users of MLflow")
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    known = Secrets.of(site)
+    for name, user in settings.users.items():
+        person = Person(name, known.get("mlflow", f"user_{name}").reveal())
+        for team in user.teams:
+            answer = tracking.call(person, "GET", search, workspace=team)
+            assert answer.status == 200, f"{name} in team {team}: HTTP {answer.status} {answer.text[:200]}"
+        refused = tracking.call(Person(name, "not-the-password"), "GET", search)
+        assert refused.status == 401, f"{name} with another password: HTTP {refused.status}"
+        account = tracking.do("GET", f"/api/2.0/mlflow/users/get?username={name}")["user"]
+        assert account["is_admin"] is user.administrator, f"{name}: administrator is {account['is_admin']}"
 
 
 def test_only_administrators_administer(team: Team, tracking: Tracking) -> None:
