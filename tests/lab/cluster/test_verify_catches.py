@@ -179,7 +179,14 @@ BREAKAGES = (
     Breakage(
         "s1",
         "chmod 644 /etc/onprem-mirror/key.pem",
-        (("mirror", "", "The mirror's private key can be read by root and the web server's account only"),),
+        (
+            ("mirror", "", "The mirror's private key can be read by the web server's account only"),
+            (
+                "mirror",
+                "",
+                "The mirror's services run as accounts of their own, which can write nothing that is served",
+            ),
+        ),
     ),
     Breakage(
         "w1",
