@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,22 @@ class Tracking:
 
 @dataclass
 class Team:
-    """A team that is there for these checks only: its workspace and a member; and somebody who is in no team."""
+    """A team that is there for these checks only: its workspace and two members.
+
+    And a guest, who may work in it and was given nothing of others, as every user in `default`; and somebody who is in
+    no team.
+    """
 
     workspace: str
     member: Person
     colleague: Person
+    guest: Person
     stranger: Person
+
+    @property
+    def people(self) -> tuple[Person, ...]:
+        """All of them."""
+        return (self.member, self.colleague, self.guest, self.stranger)
 
 
 @pytest.fixture(scope="module")
@@ -97,28 +107,34 @@ def tracking(site: Site, settings: Settings, controller: Controller) -> Tracking
 
 @pytest.fixture(scope="module")
 def team(tracking: Tracking) -> Iterator[Team]:
-    """Three accounts and a workspace; all of it is gone afterwards, with what was logged."""
+    """Some accounts and a workspace; all of it is gone afterwards, with what was logged."""
     mark = secrets.token_hex(3)
-    found = Team(
-        f"verify-{mark}",
-        *(Person(f"verify-{mark}-{name}", secrets.token_hex(12)) for name in ("member", "colleague", "stranger")),
-    )
-    people = (found.member, found.colleague, found.stranger)
+    names = ("member", "colleague", "guest", "stranger")
+    found = Team(f"verify-{mark}", *(Person(f"verify-{mark}-{name}", secrets.token_hex(12)) for name in names))
+    shared = {"workspace": "USE", "experiment": "EDIT", "registered_model": "EDIT"}
     try:
         tracking.do("POST", "/api/3.0/mlflow/workspaces", {"name": found.workspace})
-        for person in people:
+        for person in found.people:
             tracking.do("POST", "/api/2.0/mlflow/users/create", {"username": person.name, "password": person.password})
-        body = {"workspace": found.workspace, "name": "verify"}
-        role = tracking.do("POST", "/api/3.0/mlflow/roles/create", body)["role"]["id"]
-        for kind, permission in (("workspace", "USE"), ("experiment", "EDIT"), ("registered_model", "EDIT")):
-            body = {"role_id": role, "resource_type": kind, "resource_pattern": "*", "permission": permission}
-            tracking.do("POST", "/api/3.0/mlflow/roles/permissions/add", body)
-        for person in (found.member, found.colleague):
-            tracking.do("POST", "/api/3.0/mlflow/roles/assign", {"username": person.name, "role_id": role})
+        _role(tracking, found.workspace, "members", shared, (found.member, found.colleague))
+        _role(tracking, found.workspace, "guests", {"workspace": "USE"}, (found.guest,))
         yield found
     finally:
         left = [said for said in _take_away(tracking, found) if said]
         assert not left, f"left behind: {'; '.join(left)}"
+
+
+def _role(
+    tracking: Tracking, workspace: str, name: str, permissions: Mapping[str, str], people: Iterable[Person]
+) -> None:
+    """A role inside MLflow with permissions by kind, for some people."""
+    body: dict[str, Any] = {"workspace": workspace, "name": name}
+    role = tracking.do("POST", "/api/3.0/mlflow/roles/create", body)["role"]["id"]
+    for kind, permission in permissions.items():
+        body = {"role_id": role, "resource_type": kind, "resource_pattern": "*", "permission": permission}
+        tracking.do("POST", "/api/3.0/mlflow/roles/permissions/add", body)
+    for person in people:
+        tracking.do("POST", "/api/3.0/mlflow/roles/assign", {"username": person.name, "role_id": role})
 
 
 def _take_away(tracking: Tracking, team: Team) -> Iterator[str]:
@@ -131,7 +147,7 @@ def _take_away(tracking: Tracking, team: Team) -> Iterator[str]:
         path = f"/api/2.0/mlflow-artifacts/artifacts/{experiment['experiment_id']}"
         yield _refusal(tracking, path, workspace=workspace)
     yield _refusal(tracking, f"/api/3.0/mlflow/workspaces/{workspace}?mode=CASCADE")
-    for person in (team.member, team.colleague, team.stranger):
+    for person in team.people:
         yield _refusal(tracking, "/api/2.0/mlflow/users/delete", {"username": person.name})
 
 
@@ -280,6 +296,28 @@ def test_declared_users_log_in(site: Site, settings: Settings, tracking: Trackin
         assert refused.status == 401, f"{name} with another password: HTTP {refused.status}"
         account = tracking.do("GET", f"/api/2.0/mlflow/users/get?username={name}")["user"]
         assert account["is_admin"] is user.administrator, f"{name}: administrator is {account['is_admin']}"
+
+
+def test_own_work_is_not_shared(team: Team, tracking: Tracking, logged: Any) -> None:
+    """Who works in a workspace sees there what they made themselves, and nothing else that nobody shared with them."""
+    body = {"name": "own"}
+    made = tracking.call(team.guest, "POST", "/api/2.0/mlflow/experiments/create", body, team.workspace)
+    assert made.status == 200, f"a guest makes an experiment: HTTP {made.status} {made.text[:200]}"
+    asked: list[tuple[str, str, Any]] = [
+        ("GET", f"/api/2.0/mlflow/runs/get?run_id={logged['run']}", None),
+        ("POST", "/api/2.0/mlflow/runs/search", {"experiment_ids": [logged["experiment"]]}),
+        ("GET", "/api/2.0/mlflow/registered-models/search?max_results=100", None),
+        ("GET", "/api/2.0/mlflow/experiments/search?max_results=100", None),
+    ]
+    theirs = (logged["run"], logged["model"], logged["experiment"])
+    for method, path, body in asked:
+        # The control: a colleague finds something there.
+        seen = tracking.call(team.colleague, method, path, body, team.workspace).text
+        assert any(f'"{name}"' in seen for name in theirs), f"{method} {path} shows a colleague nothing: {seen[:200]}"
+        found = tracking.call(team.guest, method, path, body, team.workspace).text
+        assert not any(f'"{name}"' in found for name in theirs), f"{method} {path} shows a guest {found[:200]}"
+    own = made.json["experiment_id"]
+    assert f'"{own}"' in found, f"a guest does not find an experiment of their own: {found[:200]}"
 
 
 def test_only_administrators_administer(team: Team, tracking: Tracking) -> None:
