@@ -9,7 +9,7 @@ import pytest
 from onprem_mlops.site import load_site
 from onprem_mlops.verify.controller import Controller, Response
 from tests.lab.clients import Client
-from tests.lab.services.at_work import comes_back, unit_of
+from tests.lab.services.at_work import PORTS, comes_back, unit_of
 from tests.lab.sites import TestSite
 
 pytestmark = pytest.mark.lab
@@ -43,18 +43,20 @@ def test_nobody_tells_a_service_another_address_than_his_own(site: TestSite, git
     assert "203.0.113.6" not in logged
 
 
-def test_a_port_that_is_taken_is_named(site: TestSite) -> None:
-    unit, address = unit_of(site, "mlflow"), site.spec.node("s1").address
-    squatter = f"systemd-run -q --collect --unit squatter python3 -m http.server --bind {address} 5000"
+@pytest.mark.parametrize("role", ["postgresql", "gitea", "mlflow"])
+def test_a_port_that_is_taken_is_named_with_its_holder(site: TestSite, role: str) -> None:
+    unit, address, port = unit_of(site, role), site.spec.node("s1").address, PORTS[role]
+    squatter = f"systemd-run -q --collect --unit squatter python3 -m http.server --bind {address} {port}"
     site.on("s1", f"systemctl stop {unit} && {squatter}")
     try:
-        failed = site.run("deploy", "infrastructure", "--role", "mlflow").must(1)
-        assert "mlflow.serve" in failed.output
-        assert "s1" in failed.output
-        assert "Traceback" not in failed.output
+        failed = site.run("deploy", "infrastructure", "--role", role).must(1)
     finally:
         site.on("s1", "systemctl stop squatter")
-    site.run("deploy", "infrastructure", "--role", "mlflow").must()
+    assert f"{role}.serve" in failed.output
+    assert "s1" in failed.output
+    assert str(port) in failed.output and "python3" in failed.output
+    assert "Traceback" not in failed.output
+    site.run("deploy", "infrastructure", "--role", role).must()
 
 
 def test_a_name_that_does_not_resolve_is_found_and_mended(site: TestSite) -> None:
