@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from onprem_mlops.site import load_site
-from onprem_mlops.site.material import authority_file
 from onprem_mlops.verify.resolving import resolving
-from tests.lab.clients import Client, secret
+from tests.lab.clients import Client, mlflow_as, s3_as, secret
 from tests.lab.sites import TestSite, made
 
 
@@ -30,30 +27,23 @@ def names(site: TestSite) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="package")
-def gitea(site: TestSite) -> Client:
+# Not kept for longer than a test: secrets are rotated in some.
+
+
+@pytest.fixture
+def gitea(site: TestSite, names: None) -> Client:
     """Gitea, as the account that deploys act with: people's passwords are theirs."""
     header = site.on("s1", "cat /etc/gitea/token")
     return Client(site, f"https://git.{load_site(site.folder).domain}", header.partition(": ")[2])
 
 
-@pytest.fixture(scope="package")
-def mlflow(site: TestSite) -> Client:
+@pytest.fixture
+def mlflow(site: TestSite, names: None) -> Client:
     """MLflow's administrator."""
-    url = f"https://mlflow.{load_site(site.folder).domain}"
-    return Client.with_password(site, url, "admin", secret(site, "mlflow", "admin_password"))
+    return mlflow_as(site, "admin", secret(site, "mlflow", "admin_password"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def s3(site: TestSite, names: None) -> Any:
     """The object store, as the user of the checks: it may do anything with buckets `verify-…`."""
-    loaded = load_site(site.folder)
-    return boto3.client(
-        "s3",
-        endpoint_url=f"https://s3.{loaded.domain}",
-        aws_access_key_id="verify",
-        aws_secret_access_key=secret(site, "object_store", "user_verify"),
-        region_name="us-east-1",
-        verify=str(authority_file(loaded)),
-        config=Config(s3={"addressing_style": "path"}, connect_timeout=3, read_timeout=10, retries={"max_attempts": 0}),
-    )
+    return s3_as(site, "verify", secret(site, "object_store", "user_verify"))
