@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from onprem_mlops.site import Secrets, load_site
 from onprem_mlops.site.material import authority_file
@@ -64,3 +70,45 @@ def s3_as(site: TestSite, user: str, key: str) -> Any:
         verify=str(authority_file(loaded)),
         config=Config(s3={"addressing_style": "path"}, connect_timeout=3, read_timeout=10, retries={"max_attempts": 0}),
     )
+
+
+@dataclass
+class Writer:
+    """Writes numbers somewhere, one after the other, and remembers those whose writing was acknowledged."""
+
+    name: str
+    write: Callable[[int], None]
+    """Writes a number; an error of a client means that it was not acknowledged."""
+    read: Callable[[], set[int]]
+    """All numbers that are there."""
+    acknowledged: set[int] = field(default_factory=set)
+    refused: int = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Write until told to stop. A number is never written twice: a second try could hide a loss."""
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                self.write(number)
+            except (OSError, AssertionError, http.client.HTTPException, BotoCoreError, ClientError):
+                # The service was killed: what matters is what it said yes to.
+                self.refused += 1
+                time.sleep(0.2)
+            else:
+                self.acknowledged.add(number)
+
+
+@contextmanager
+def writing(writers: list[Writer]) -> Iterator[None]:
+    """All writers at work at once; at the end each has finished what it began."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=one.run, args=(stop,), name=one.name) for one in writers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
