@@ -141,7 +141,9 @@ def serve(ctx: Context[Settings]) -> None:
         mode="755",
     )
     files.content("unit of the slots", SLOT_UNIT, ctx.render("onprem-gitea-runner@.service.j2", **values))
-    read = (PATHS.program, PATHS.slot, SLOT_UNIT, PATHS.runner_configuration, PATHS.token)
+    # A runner that waits for its job goes on with the authorities that it knew when it began.
+    authority = ctx.settings_of("node").authority_path
+    read = (PATHS.program, PATHS.slot, SLOT_UNIT, PATHS.runner_configuration, PATHS.token, authority)
     for slot in ctx.settings.slots:
         systemd.service(f"slot {slot}", f"{SLOTS}{slot}.service", configuration=read)
     _fewer(ctx)
