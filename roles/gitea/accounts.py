@@ -31,6 +31,7 @@ def laid_down(ctx: Context[Settings]) -> None:
         ctx.settings.token_header,
         ctx.settings_of("node").authority_path,
     )
+    _private(ctx.settings.token_header)
     wanted = organisations(ctx.settings)
     paths = (ITSELF, *_paths(ctx, wanted))
     found = rest.read(api, *paths)
@@ -73,6 +74,16 @@ def _paths(ctx: Context[Settings], wanted: Mapping[str, Organisation]) -> Iterat
         at = f"/repos/{ctx.settings.platform}/{name}"
         yield at
         yield f"{at}/branch_protections/main"
+
+
+def _private(header: str) -> None:
+    """The token of deploys is root's alone, also if somebody changed that: it is made on the node, and only once."""
+    path = shlex.quote(header)
+    shell.run(
+        "nobody but root reads the token that deploys act with",
+        f"chown root:root {path} && chmod 600 {path}",
+        unless=f"[ ! -e {path} ] || [ \"$(stat -c '%a %U %G' {path})\" = '600 root root' ]",
+    )
 
 
 def _automation(ctx: Context[Settings]) -> None:
