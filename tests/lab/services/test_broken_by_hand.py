@@ -1,6 +1,7 @@
 """Proof that the services' checks can fail: each service is broken by hand, and its checks must name every breakage.
 
-All breakages of a role are made at once. What is named is mended by one deploy.
+All breakages of a role are made at once. What is named is mended by one deploy. That everything holds again is seen by
+test_changes, which comes next and verifies all of them.
 """
 
 from __future__ import annotations

@@ -30,12 +30,16 @@ pytestmark = pytest.mark.lab
 ROUNDS = 2
 """How often every service is killed while clients write."""
 
+BESIDE = ("onprem-gitea-runner@1", "onprem-gitea-runner@2", "onprem-gitea-cache", "onprem-minio-audit")
+"""Units of services that no client of theirs connects to."""
+
 
 def test_nothing_acknowledged_is_lost_when_services_are_killed_under_load(
     site: TestSite, s3: Any, mlflow: Client, gitea: Client
 ) -> None:
     writers, rows = [objects(s3), metrics(mlflow), files(gitea)], Rows(site)
-    units = [unit_of(site, service) for service in PORTS]
+    # Those that listen for clients, and those beside them that nobody talks to.
+    units = [*(unit_of(site, service) for service in PORTS), *BESIDE]
     rows.start()
     with writing(writers):
         for _ in range(ROUNDS):
@@ -49,6 +53,8 @@ def test_nothing_acknowledged_is_lost_when_services_are_killed_under_load(
         assert one.acknowledged - there == set(), f"{one.name}: acknowledged and lost"
     assert rows.lost() == set()
     comes_back(lambda: site.run("verify", "infrastructure", "--role", "gateway").must())
+    site.run("verify", "infrastructure", "--role", "gitea_runner").must()
+    assert site.on("s1", f"systemctl is-active {' '.join(BESIDE)}").split() == ["active"] * len(BESIDE)
 
 
 DATA = ("/var/lib/postgresql", "/var/lib/onprem-minio", "/var/lib/gitea")
