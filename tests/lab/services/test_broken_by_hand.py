@@ -179,6 +179,19 @@ BREAKAGES = {
 }
 """By role, in the order in which a role's are made."""
 
+WRONG_SECRETS = {
+    "mlflow": Breakage(
+        "sed -i 's/:mlflow:.*/:mlflow:wrong/' /etc/onprem-mlflow/databases; systemctl --no-block restart onprem-mlflow",
+        ("Without a login MLflow shows nobody anything but that it is well",),
+    ),
+    "gitea": Breakage(
+        "sed -i 's/^\\(MINIO_SECRET_ACCESS_KEY\\) = .*/\\1 = wrong-wrong-wrong/' /etc/gitea/secrets/secrets.ini; "
+        "systemctl --no-block restart gitea",
+        ("Gitea answers, and reaches its database",),
+    ),
+}
+"""Of the database, and of the object store: services do not start with them."""
+
 
 def failed(site: TestSite, role: str, code: int = 1) -> set[str]:
     """What does not hold now of a role, in its checks' words."""
@@ -186,17 +199,23 @@ def failed(site: TestSite, role: str, code: int = 1) -> set[str]:
     return {one["name"].partition(" [")[0] for one in found["checks"] if one["outcome"] == "failed"}
 
 
-@pytest.mark.parametrize("role", BREAKAGES)
-def test_each_breakage_is_caught_and_mended(site: TestSite, role: str) -> None:
-    for one in BREAKAGES[role]:
+CASES = [
+    *(pytest.param(role, breakages, id=role) for role, breakages in BREAKAGES.items()),
+    *(pytest.param(role, (one,), id=f"{role}-with-a-wrong-secret") for role, one in WRONG_SECRETS.items()),
+]
+
+
+@pytest.mark.parametrize("role, breakages", CASES)
+def test_each_breakage_is_caught_and_mended(site: TestSite, role: str, breakages: tuple[Breakage, ...]) -> None:
+    for one in breakages:
         site.on("s1", one.how)
     found = failed(site, role)
-    for one in BREAKAGES[role]:
+    for one in breakages:
         if one.mend:
             site.on("s1", one.mend)
     site.run("deploy", "infrastructure", "--role", role).must()
     # Other checks may notice as well: what is broken here, services behind it feel.
-    expected = {check for one in BREAKAGES[role] for check in one.checks}
+    expected = {check for one in breakages for check in one.checks}
     assert expected - found == set(), f"broken and not noticed: {expected - found}; noticed: {found}"
 
 
