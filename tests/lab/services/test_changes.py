@@ -28,7 +28,11 @@ def everything_holds(site: TestSite, *roles: str) -> None:
 
 def rotatable(site: TestSite) -> list[tuple[str, str]]:
     """Role and name of every secret of the services that may be replaced."""
-    return [at for at, one in declared(load_site(site.folder)).items() if at[0] in SERVICES and one.rotatable]
+    return [
+        at
+        for at, one in declared(load_site(site.folder)).items()
+        if at[0] in SERVICES and one.rotatable and not one.given
+    ]
 
 
 def test_secrets_are_rotated_and_clients_go_on(site: TestSite, mlflow: Client, gitea: Client) -> None:
