@@ -175,6 +175,10 @@ def test_objects_outlast_a_lost_drive_and_a_node_without_power(site: TestSite, n
     _lose(site, node, lost)
     assert all(map(whole, keys)), "objects are lost with one drive of four"
     s3.put_object(Bucket=BUCKET, Key="kept/written-without", Body=b"content")
+    found = site.json("verify", "infrastructure", "--role", "object_store", code=1)
+    failed = [one for one in found["checks"] if one["outcome"] == "failed"]
+    # It is named, and everything that clients do goes on.
+    assert len(failed) == 1 and failed[0]["message"].startswith(f"{lost}: "), failed
     lab.power_cut(site.spec, node)
     lab.start(site.spec, node, lambda message, node: None)
     _until_it_answers(s3)
