@@ -320,6 +320,15 @@ def test_own_work_is_not_shared(team: Team, tracking: Tracking, logged: Any) -> 
     assert f'"{own}"' in found, f"a guest does not find an experiment of their own: {found[:200]}"
 
 
+def test_nothing_is_shared_by_default(team: Team, tracking: Tracking) -> None:
+    """Who was given nothing sees nothing of the workspace `default`, not even that experiment which MLflow makes."""
+    path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    if tracking.call(tracking.administrator, "GET", path).status != 200:
+        raise DoesNotApply("somebody has removed MLflow's own experiment")
+    answer = tracking.call(team.stranger, "GET", path)
+    assert answer.status in (403, 404), f"{path} by somebody without rights: HTTP {answer.status} {answer.text[:200]}"
+
+
 def test_only_administrators_administer(team: Team, tracking: Tracking) -> None:
     """A user can neither make accounts or teams, nor become an administrator, nor change another's password."""
     name = team.member.name

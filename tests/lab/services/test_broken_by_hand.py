@@ -132,10 +132,12 @@ BREAKAGES = {
     ),
     "mlflow": (
         Breakage(
-            "sed -i 's/^default_permission = .*/default_permission = READ/' /etc/onprem-mlflow/authentication.ini",
+            "sed -i 's/^default_permission = .*/default_permission = READ/; "
+            "s/^grant_default_workspace_access = .*/grant_default_workspace_access = true/' "
+            "/etc/onprem-mlflow/authentication.ini",
             (
-                "Who works in a workspace sees there what they made themselves, and nothing else that nobody shared "
-                "with them",
+                "Who was given nothing sees nothing of the workspace `default`, not even that experiment which MLflow "
+                "makes",
             ),
         ),
         Breakage(
