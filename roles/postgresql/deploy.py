@@ -136,6 +136,8 @@ def remove(ctx: Context[Settings]) -> None:
     files.absent("Debian's packages may make databases again", NO_CLUSTER)
     if ctx.remove_data:
         files.absent("no databases", DATA, recursive=True)
+        # Of Debian's own unit, if somebody ran it without our settings: ours logs to the journal.
+        files.absent("no logs", "/var/log/postgresql", recursive=True)
         server.no_user("no user postgres", "postgres")
     folders = [f"{base}/{paths.major}" for base in (CONFIGURATION, DATA) for paths in every]
     files.no_empty_folders(
