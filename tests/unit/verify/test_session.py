@@ -49,6 +49,10 @@ def test_every_end_of_a_check_is_told_apart(make_site: MakeSite) -> None:
                 def test_no_cluster(cluster):
                     """It needs a cluster."""
 
+                def test_unseen():
+                    """It cannot be seen."""
+                    raise NotChecked("it is dark")
+
                 @pytest.mark.limit(1)
                 def test_slow():
                     """It takes for ever."""
@@ -73,7 +77,8 @@ def test_every_end_of_a_check_is_told_apart(make_site: MakeSite) -> None:
         "It does not hold either": "failed",
         "It crashes": "failed",
         "It does not apply": "does_not_apply",
-        "It needs a cluster": "not_checked",
+        "It needs a cluster": "does_not_apply",
+        "It cannot be seen": "not_checked",
         "It takes for ever": "failed",
         "It comes after that": "passed",
         "It is asked for each port [80]": "passed",
@@ -86,7 +91,8 @@ def test_every_end_of_a_check_is_told_apart(make_site: MakeSite) -> None:
     assert bad.controls == ("CIS 1.1", "CIS 1.2")
     assert "./mlops deploy --role front" in checks["It does not hold either"].advice
     assert "KeyError" in checks["It crashes"].message and "test_front.py:" in checks["It crashes"].message
-    assert "kubeconfig" in checks["It needs a cluster"].message
+    assert checks["It needs a cluster"].message == "this site has no cluster"
+    assert checks["It cannot be seen"].message == "it is dark"
     assert checks["It takes for ever"].message == "no answer within the check's time limit"
     assert (result.passed, result.failed, result.not_checked, result.exit_code) == (4, 4, 1, 1)
 
