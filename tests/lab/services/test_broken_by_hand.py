@@ -188,7 +188,7 @@ WRONG_SECRETS = {
     ),
     "gitea": Breakage(
         "sed -i 's/^\\(MINIO_SECRET_ACCESS_KEY\\) = .*/\\1 = wrong-wrong-wrong/' /etc/gitea/secrets/secrets.ini; "
-        "systemctl --no-block restart gitea",
+        "systemctl kill -s KILL gitea; systemctl --no-block restart gitea",
         ("Gitea answers, and reaches its database",),
     ),
 }

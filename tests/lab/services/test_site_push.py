@@ -105,7 +105,7 @@ def _git_of(site: TestSite, token: str, folder: Path) -> Any:
     host = f"git.{loaded.domain}"
     settings = {
         "http.sslCAInfo": str(authority_file(loaded)),
-        "http.curloptResolve": f"{host}:443:{loaded.names[host]}",
+        "http.curloptResolve": f"{host}:443:{','.join(map(str, loaded.names[host]))}",
         "http.extraHeader": f"Authorization: token {token}",
         "user.name": "somebody",
         "user.email": "somebody@example.com",
