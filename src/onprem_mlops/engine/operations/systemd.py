@@ -70,8 +70,10 @@ def _begun(verb: str, name: str, show: str) -> str:
     be right, for a service whose database is still on its way up.
     """
     return (
-        f"systemctl {verb} {name} & job=$!; while kill -0 $job 2>/dev/null; do "
-        f"case $(systemctl show -P NRestarts {name}) in [3-9]|[1-9][0-9]*) kill $job; {show};; esac; sleep 0.1; done; "
+        # Counted from now: what failed again and again with a wrong setting does not fail with the right one.
+        f"tries=$(systemctl show -P NRestarts {name}); systemctl {verb} {name} & job=$!; "
+        f"while kill -0 $job 2>/dev/null; do [ $(($(systemctl show -P NRestarts {name}) - tries)) -lt 3 ] || "
+        f"{{ kill $job; {show}; }}; sleep 0.1; done; "
         f"wait $job || {{ {show}; }}"
     )
 
