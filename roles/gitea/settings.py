@@ -9,7 +9,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
 
-from onprem_mlops.roles import Bucket, Certificate, Database, Forge, Opening, Problem, RoleSettings, Route, Secret
+from onprem_mlops.roles import (
+    Bucket,
+    Certificate,
+    Database,
+    Forge,
+    Opening,
+    Problem,
+    RoleSettings,
+    Route,
+    Secret,
+    gateway_sources,
+)
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.fields import Size
 
@@ -238,8 +249,7 @@ class Settings(RoleSettings):
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """HTTPS and SSH: for the gateway alone where there is one, and for verification."""
         if node in self.hosts(site):
-            gateways = site.settings("gateway").hosts(site) if site.is_on("gateway") else ()  # type: ignore[attr-defined]
-            who = (*(tuple(f"{one.address}/32" for one in gateways) or ("nodes", "pods")), "controller")
+            who = (*gateway_sources(site), "controller")
             yield Opening(self.port, who, "Gitea: web interface, Git over HTTPS, registries")
             yield Opening(self.ssh_listens(site), who, "Git over SSH")
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from onprem_mlops.roles import Bucket, Certificate, Database, Opening, Problem, RoleSettings, Route, Secret
+from onprem_mlops.roles import (
+    Bucket,
+    Certificate,
+    Database,
+    Opening,
+    Problem,
+    RoleSettings,
+    Route,
+    Secret,
+    gateway_sources,
+)
 from onprem_mlops.site import Node, Site
 
 DEBIAN = 12
@@ -125,9 +135,7 @@ class Settings(RoleSettings):
         """HTTPS for the gateway; for everybody on the site's networks if there is none."""
         if node not in self.hosts(site):
             return
-        gateways = site.settings("gateway").hosts(site) if site.is_on("gateway") else ()  # type: ignore[attr-defined]
-        clients = tuple(f"{one.address}/32" for one in gateways) or ("nodes", "pods")
-        yield Opening(self.port, (*clients, "controller"), "MLflow")
+        yield Opening(self.port, (*gateway_sources(site), "controller"), "MLflow")
 
     def wheelhouses(self, site: Site) -> Iterable[str]:
         """What people and jobs log with."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route, Secret
+from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route, Secret, gateway_sources
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.fields import Size
 
@@ -195,16 +195,18 @@ class Settings(RoleSettings):
             yield Opening(self.port, (*sorted(self._clients(site)), "controller"), "object storage (S3)")
 
     def _clients(self, site: Site) -> set[str]:
-        """Groups of the nodes that connect to it. Where no gateway stands before it, that is everybody."""
+        """Who connects to it. Where no gateway stands before it, that is everybody."""
+        behind = set(gateway_sources(site))
         if not site.is_on("gateway"):
-            return {"nodes", "pods"}
-        roles = ("object_store", "gateway", *(role for role, _ in site.buckets))
-        return {
+            return behind
+        roles = {role for role, _ in site.buckets}
+        groups = {
             group
             for settings in map(site.settings, roles)
             for group in settings.groups + settings.optional_groups
             if site.in_group(group)
         }
+        return behind | groups | {f"{node.address}/32" for node in self.hosts(site)}
 
     def routes(self, site: Site) -> Iterable[Route]:
         """`s3.<domain>`; a company's own S3 has a name already."""

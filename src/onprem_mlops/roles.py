@@ -15,6 +15,7 @@ from onprem_mlops.site.role import (
     Route,
     Secret,
     find_roles,
+    gateway_sources,
 )
 from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, admission, removal, step
 
@@ -36,6 +37,7 @@ __all__ = [
     "Secret",
     "admission",
     "find_roles",
+    "gateway_sources",
     "removal",
     "step",
 ]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -225,6 +225,14 @@ class RoleSettings(BaseModel):
     def notices(self, site: Site) -> Iterable[str]:
         """What people should know who run this role, though nothing is wrong: "what is so; what to do about it"."""
         return ()
+
+
+def gateway_sources(site: Site) -> tuple[str, ...]:
+    """Sources for the opening of a service that role ``gateway`` serves: its nodes, or everybody where it is off."""
+    if not site.is_on("gateway"):
+        return "nodes", "pods"
+    gateway: Any = site.settings("gateway")
+    return tuple(f"{node.address}/32" for node in gateway.hosts(site))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onprem_mlops.site import load_site
 from roles.gitea.settings import Settings
+from tests.roles.harness import Case
 
 
 def problems(**given: Any) -> list[str]:
@@ -51,3 +54,28 @@ def test_people_in_teams_are_right() -> None:
 def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         Settings(**given)
+
+
+ROLES = ["node", "firewall", "mirror", "postgresql", "object_store", "gitea"]
+NODES = [
+    {
+        "name": f"n{number}",
+        "address": f"192.0.2.3{number}",
+        "host_key": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 42}{number}",
+        "groups": ["services"],
+    }
+    for number in (1, 2)
+]
+
+
+@pytest.mark.parametrize(
+    ("roles", "who"),
+    [(ROLES, ("nodes", "pods", "controller")), ([*ROLES, "gateway"], ("192.0.2.31/32", "controller"))],
+    ids=["without-a-gateway", "behind-one"],
+)
+def test_only_the_gateway_reaches_what_it_serves(tmp_path: Path, roles: list[str], who: tuple[str, ...]) -> None:
+    """Other nodes of `services`, on which the gateway does not run, have no business there."""
+    site = load_site(Case(Path("gitea/case.yaml"), {"site": {"roles": roles, "nodes": NODES}}).written(tmp_path))
+    found = list(site.settings("gitea").openings(site, site.node("n1")))
+    assert len(found) == 2 and {one.sources for one in found} == {who}
+    assert list(site.settings("gitea").openings(site, site.node("n2"))) == []

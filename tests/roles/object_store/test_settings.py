@@ -19,6 +19,8 @@ CONSUMER = """
 from onprem_mlops.roles import Bucket, RoleSettings, Secret
 
 class Settings(RoleSettings):
+    groups = ("worker",)
+
     def secrets(self, site):
         yield Secret("storage_key")
 
@@ -65,6 +67,20 @@ def test_the_services_reach_every_node_under_one_name(tmp_path: Path) -> None:
     assert [str(address) for address in site.names[name]] == ["192.0.2.11", "192.0.2.12"]
     certificates = {node.name: list(settings.certificates(site, node)) for node in site.nodes}
     assert [node for node, those in certificates.items() if any(name in one.dns for one in those)] == ["c1", "c2"]
+
+
+@pytest.mark.parametrize(
+    ("role", "who"),
+    [("track_er", ("nodes", "pods")), ("track_er, gateway", ("192.0.2.11/32", "192.0.2.31/32", "worker"))],
+    ids=["without-a-gateway", "behind-one"],
+)
+def test_who_reaches_it(tmp_path: Path, role: str, who: tuple[str, ...]) -> None:
+    """The nodes of the gateway and its own, not all of their groups; and the groups of roles that have buckets."""
+    file = inventory(tmp_path) / "site.yaml"
+    file.write_text(file.read_text().replace("[control_plane]", "[gateway]").replace("track_er", role))
+    site = load_site(tmp_path)
+    (opening,) = settings_of(site).openings(site, site.node("s1"))
+    assert opening.sources == (*who, "controller")
 
 
 def test_an_external_store_has_no_nodes_and_no_secrets_of_ours(tmp_path: Path) -> None:
