@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from onprem_mlops.engine.facts import probe
-from onprem_mlops.engine.operations import apt, files, network, server, shell, systemd
+from onprem_mlops.engine.operations import apt, files, network, rest, server, shell, systemd
+from onprem_mlops.engine.operations.rest import Answer, Api
 from onprem_mlops.roles import Context, removal, step
 
 from .repository import Repository, repositories
@@ -55,40 +56,54 @@ def actions(ctx: Context[Settings]) -> None:
     gitea = ctx.settings_of("gitea")
     if ctx.node not in gitea.hosts(ctx.site):
         return
-    api = f"curl -fsS --max-time 20 --header @{gitea.token_header} -H 'Content-Type: application/json'"
-    url, owner = f"{gitea.endpoint(ctx.site)}/api/v1", ctx.settings.organisation
-    found = [Repository.read(folder) for folder in repositories(ctx.folder / "actions")]
-    # In one command, which asks for all over one connection; what is not there is an error text without a commit.
-    asked = " ".join(f"-w '\\n' {url}/repos/{owner}/{one.name}/git/refs/tags/{one.tag}" for one in found)
-    answers = probe(f"{api.replace('-fsS', '-sS')} {asked}").text.splitlines()
-    commits = (match[1] if (match := re.search(r'"sha":"([0-9a-f]{40})"', text)) else "" for text in answers if text)
-    tagged = dict(zip((one.name for one in found), commits, strict=False))
-    shell.run(
-        f"organisation {owner}",
-        f'{api} -o /dev/null {url}/orgs -d \'{{"username": "{owner}", "visibility": "public"}}\'',
-        unless=all(tagged.get(one.name) for one in found) or f"{api} -o /dev/null {url}/orgs/{owner}",
+    api = Api(f"{gitea.endpoint(ctx.site)}/api/v1", gitea.token_header, ctx.settings_of("node").authority_path)
+    owner = f"/orgs/{ctx.settings.organisation}"
+    wanted = [Repository.read(folder) for folder in repositories(ctx.folder / "actions")]
+    found = rest.read(api, owner, *(path for one in wanted for path in _paths(ctx, one)))
+    # Never changed: the site file may name it, and what it says is role gitea's.
+    rest.present(
+        f"organisation {ctx.settings.organisation}",
+        api,
+        found[owner].body,
+        {"visibility": "public"},
+        what=f"organisation {ctx.settings.organisation}",
+        create=("POST", "/orgs"),
+        at_first={"username": ctx.settings.organisation},
     )
-    for one in found:
-        _published(ctx, one, tagged.get(one.name, ""))
+    for one in wanted:
+        _published(ctx, api, one, found)
 
 
-def _published(ctx: Context[Settings], one: Repository, tagged: str) -> None:
+def _paths(ctx: Context[Settings], one: Repository) -> tuple[str, str]:
+    """Where the API has an action's repository, and its tag."""
+    at = f"/repos/{ctx.settings.organisation}/{one.name}"
+    return at, f"{at}/tags/{one.tag}"
+
+
+def _published(ctx: Context[Settings], api: Api, one: Repository, found: Mapping[str, Answer]) -> None:
     """One action's repository, whose tag is at the commit that its files make."""
     gitea, owner = ctx.settings_of("gitea"), ctx.settings.organisation
-    api = f"curl -fsS --max-time 20 --header @{gitea.token_header} -H 'Content-Type: application/json' -o /dev/null"
-    url = gitea.endpoint(ctx.site)
-    wanted = f'{{"name": "{one.name}", "private": false, "default_branch": "main"}}'
+    at, tag = _paths(ctx, one)
+    rest.present(
+        f"repository of action {owner}/{one.name}",
+        api,
+        found[at].body,
+        {"private": False},
+        what=f"repository {owner}/{one.name}",
+        create=("POST", f"/orgs/{owner}/repos"),
+        update=("PATCH", at),
+        at_first={"name": one.name, "default_branch": "main"},
+    )
     push = (
         'set -e; work=$(mktemp -d); trap \'rm -rf "$work"\' EXIT; base64 -d >"$work/import"; '
-        f"{api} {url}/api/v1/repos/{owner}/{one.name} 2>/dev/null "
-        f"|| {api} {url}/api/v1/orgs/{owner}/repos -d '{wanted}'; "
         'git init -q --bare "$work/git"; git -C "$work/git" fast-import --quiet <"$work/import"; '
         # The administrator's token, in the environment of this command alone.
         f'GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=http.extraHeader GIT_CONFIG_VALUE_0="$(cat {gitea.token_header})" '
-        f'git -C "$work/git" push -q --force {url}/{owner}/{one.name}.git main {one.tag}'
+        f'git -C "$work/git" push -q --force {gitea.endpoint(ctx.site)}/{owner}/{one.name}.git main {one.tag}'
     )
+    tagged = found[tag].found and found[tag].body["commit"]["sha"] == one.commit
     stdin = base64.encodebytes(one.import_stream()).decode()
-    shell.run(f"action {owner}/{one.name}@{one.tag}", push, unless=tagged == one.commit, stdin=stdin)
+    shell.run(f"action {owner}/{one.name}@{one.tag}", push, unless=tagged, stdin=stdin)
 
 
 @step(on=ON)
