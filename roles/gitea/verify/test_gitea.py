@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import configparser
 import hashlib
 import io
 import json
@@ -30,8 +29,10 @@ from onprem_mlops.artifacts.sources.toolchain import pip
 from onprem_mlops.errors import MlopsError, RequestError
 from onprem_mlops.site.secrets import Secrets
 from onprem_mlops.verify.suite import (
+    SYSTEM_STORE,
     Controller,
     DoesNotApply,
+    NodeApi,
     NodeHost,
     Nodes,
     NotChecked,
@@ -46,7 +47,6 @@ from onprem_mlops.verify.suite import (
 )
 from roles.gitea.settings import Settings
 
-SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 KNOWN_HOSTS = "git_known_hosts"
 CLIENT_SECONDS = 50
 
@@ -73,20 +73,10 @@ class Service:
         """Where people find it, without the final slash."""
         return self.settings.root_url(self.site).rstrip("/")
 
-    def ask(self, method: str, path: str, body: object = None, login: str = "") -> Any:
-        """One request to its API; as `login` (name:password), else as its administrator."""
-        api = f"{self.settings.endpoint(self.site)}/api/v1{path}"
-        who = "--config -" if login else f"--header @{self.settings.token_header}"
-        told = f'user = "{login}"\n' if login else ""
-        text = json.dumps(json.dumps(body)) if body is not None else ""
-        config = f"{told}{f'data = {text}' if text else ''}\n"
-        done = self.host.feed(
-            f"curl -sS --fail-with-body --max-time 20 --cacert {SYSTEM_STORE} -X {method} "
-            f"-H 'Content-Type: application/json' {who if login else who + ' --config -'} {shlex.quote(api)}",
-            config,
-        )
-        assert done.rc == 0, f"{self.host.name}: {method} {path}: {done.stdout[-300:]} {done.stderr[-200:]}"
-        return json.loads(done.stdout) if done.stdout.strip() else None
+    @property
+    def api(self) -> NodeApi:
+        """Its API, as its administrator."""
+        return NodeApi(self.host, f"{self.settings.endpoint(self.site)}/api/v1", self.settings.token_header)
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +101,14 @@ def account(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
     private.write_bytes(key.private_bytes(serialization.Encoding.PEM, openssh, serialization.NoEncryption()))
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     person = {"username": name, "email": f"{name}@{service.site.domain}", "password": password}
-    service.ask("POST", "/admin/users", {**person, "must_change_password": False})
+    service.api.ask("POST", "/admin/users", {**person, "must_change_password": False})
     try:
-        service.ask("POST", f"/admin/users/{name}/keys", {"title": "verify", "key": public})
+        service.api.ask("POST", f"/admin/users/{name}/keys", {"title": "verify", "key": public})
         wanted = {"name": "verify", "scopes": ["write:repository", "write:package", "write:user"]}
-        token = service.ask("POST", f"/users/{name}/tokens", wanted, login=f"{name}:{password}")["sha1"]
+        token = service.api.ask("POST", f"/users/{name}/tokens", wanted, login=f"{name}:{password}")["sha1"]
         yield Account(name, token, private)
     finally:
-        service.ask("DELETE", f"/admin/users/{name}?purge=true")
+        service.api.ask("DELETE", f"/admin/users/{name}?purge=true")
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +180,9 @@ def over_ssh(
 def repository(service: Service, account: Account) -> Iterator[str]:
     """Path of a private repository of the account, with nothing in it."""
     name = f"r{secrets.token_hex(4)}"
-    service.ask("POST", f"/admin/users/{account.name}/repos", {"name": name, "private": True})
+    service.api.ask("POST", f"/admin/users/{account.name}/repos", {"name": name, "private": True})
     yield f"{account.name}/{name}"
-    service.ask("DELETE", f"/repos/{account.name}/{name}")
+    service.api.ask("DELETE", f"/repos/{account.name}/{name}")
 
 
 def pushed_and_cloned(environment: Mapping[str, str], remote: str, folder: Path) -> None:
@@ -244,9 +234,9 @@ def test_nobody_can_register(service: Service, controller: Controller) -> None:
     form = f"user_name={name}&email={name}@example.com&password=Verify-12345678&retype=Verify-12345678"
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = controller.request("POST", f"{service.url}/user/sign_up", headers=headers, body=form.encode())
-    there = service.ask("GET", f"/users/search?q={name}")["data"]
+    there = service.api.ask("GET", f"/users/search?q={name}")["data"]
     if there:
-        service.ask("DELETE", f"/admin/users/{name}?purge=true")
+        service.api.ask("DELETE", f"/admin/users/{name}?purge=true")
     assert not there, f"{service.url}: somebody registered as {name} (HTTP {answer.status})"
     assert answer.status in (403, 404), f"{service.url}/user/sign_up answers HTTP {answer.status}"
 
@@ -289,97 +279,6 @@ def test_first_passwords_are_not_kept(service: Service, settings: Settings, site
         basic = base64.b64encode(f"{name}:{first}".encode()).decode()
         answer = controller.get(f"{service.url}/api/v1/user", authorization=f"Basic {basic}")
         assert answer.status in (401, 403), f"{name} still uses the first password: HTTP {answer.status}"
-
-
-def test_people_are_as_declared(service: Service, settings: Settings) -> None:
-    """Everybody whom the site file names has an account, with the rights and the SSH keys that it says."""
-    if not settings.people:
-        raise DoesNotApply("the site file names no people")
-    for name, person in settings.people.items():
-        found = service.ask("GET", f"/users/{name}")
-        rights = (found["is_admin"], not found["prohibit_login"])
-        assert rights == (person.admin, person.active), f"{name}: administrator, may log in: {rights}"
-        keys = service.ask("GET", f"/users/{name}/keys?limit=1000")
-        ours = {" ".join(one["key"].split()[:2]) for one in keys if one["title"].startswith("site file ")}
-        assert ours == set(person.ssh_keys), f"{name}: has the site file's keys {sorted(key[-16:] for key in ours)}"
-
-
-def test_organisations_are_as_declared(service: Service, settings: Settings) -> None:
-    """Organisations that the site file names are seen by whom it says, and each team has exactly its members."""
-    if not settings.organisations:
-        raise DoesNotApply("the site file names no organisations")
-    for owner, wanted in settings.organisations.items():
-        seen = service.ask("GET", f"/orgs/{owner}")["visibility"]
-        assert seen == wanted.visibility, f"{owner} is {seen}, not {wanted.visibility}"
-        teams = {one["name"]: one for one in service.ask("GET", f"/orgs/{owner}/teams?limit=1000")}
-        missing = wanted.teams.keys() - teams.keys()
-        assert not missing, f"{owner} has no team {', '.join(missing)}"
-        for name, team in wanted.teams.items():
-            rights = {teams[name]["permission"], *(teams[name].get("units_map") or {}).values()}
-            assert team.permission in rights, f"team {name} of {owner} may {', '.join(rights)}, not {team.permission}"
-            members = {one["login"] for one in service.ask("GET", f"/teams/{teams[name]['id']}/members?limit=1000")}
-            assert members == set(team.members), f"team {name} of {owner} has members {', '.join(sorted(members))}"
-
-
-@pytest.mark.limit(120)
-def test_platform_is_changed_by_review_only(
-    service: Service,
-    settings: Settings,
-    site: Site,
-    account: Account,
-    environment: Mapping[str, str],
-    tmp_path: Path,
-) -> None:
-    """Nobody pushes to `main` of the platform's own repositories, also who may write there, nor rewrites it."""
-    using = with_token(environment, account)
-    for name in settings.repositories(site):
-        at = f"/repos/{settings.platform}/{name}"
-        rule = service.ask("GET", f"{at}/branch_protections/main")
-        assert rule["required_approvals"] == settings.approvals, f"{name}: {rule['required_approvals']} approvals"
-        assert not rule["enable_force_push"], f"{name}: history can be rewritten"
-        service.ask("PUT", f"{at}/collaborators/{account.name}", {"permission": "write"})
-        remote, folder = f"{service.url}/{settings.platform}/{name}.git", tmp_path / name
-        # The control: who is refused below may read, and has the right to write.
-        run(using, "git", "ls-remote", remote)
-        run(using, "git", "init", "-q", "-b", "main", str(folder))
-        run(using, "git", "commit", "-q", "--allow-empty", "-m", "mine", cwd=folder)
-        for force in ((), ("--force",)):
-            said = run(using, "git", "push", "-q", *force, remote, "main", cwd=folder, well=False)
-            assert "protected branch" in said, f"{remote}: refused, but because of: {said[-300:]}"
-
-
-def test_requests_are_in_the_journal(service: Service, controller: Controller) -> None:
-    """Who asked for what, from where and with what result is in the journal: Gitea has no other audit log."""
-    path = f"/verify-{secrets.token_hex(8)}"
-    answer = controller.get(f"{service.url}{path}")
-    lines: list[str] = []
-
-    def logged() -> bool:
-        lines[:] = service.host.lines("journalctl -u gitea -o cat --since=-2min | grep -F %s || true", path)
-        return bool(lines)
-
-    assert until(logged, seconds=10), f"{service.host.name}: a request of just now is not in the journal"
-    said = lines[-1]
-    assert str(answer.status) in said and "GET" in said, f"{service.host.name}: method and result are not in: {said}"
-    assert re.search(r"\b\d+\.\d+\.\d+\.\d+\b", said), f"{service.host.name}: no address in: {said}"
-
-
-def test_limits_and_mail_are_as_declared(service: Service, settings: Settings) -> None:
-    """Gitea runs with the quotas and the mail relay that the site file says."""
-    text = service.host.check_output("cat %s", settings.configuration)
-    # Values that stand in quotes of Gitea's own are secrets, and not looked at.
-    found = configparser.ConfigParser(interpolation=None, strict=False)
-    found.read_string("[DEFAULT]\n" + text)
-    limits = {
-        ("packages", "LIMIT_TOTAL_OWNER_SIZE"): int(settings.packages_per_owner),
-        ("server", "LFS_MAX_FILE_SIZE"): int(settings.lfs_file),
-        ("repository", "MAX_CREATION_LIMIT"): settings.repositories_per_person,
-    }
-    for (section, key), wanted in limits.items():
-        value = found.getint(section, key)
-        assert value == wanted, f"{service.host.name}: {section}.{key} is {value}, not {wanted}"
-    relay = found.get("mailer", "SMTP_ADDR", fallback=None)
-    assert relay == (settings.mail.host if settings.mail else None), f"{service.host.name}: mail goes to {relay}"
 
 
 def test_metrics_are_not_for_everybody(service: Service, controller: Controller) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import secrets
-import shlex
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from onprem_mlops.artifacts.publish import StorePublisher
-from onprem_mlops.verify.suite import DoesNotApply, NodeHost, Nodes, NotChecked, Site
+from onprem_mlops.verify.suite import SYSTEM_STORE, DoesNotApply, NodeApi, NodeHost, Nodes, NotChecked, Site
 from roles.gitea_runner.settings import Settings
 
-SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 RUN_SECONDS = 90
 
 WORK = """
@@ -113,36 +111,10 @@ def smallest_wheel(site: Site) -> str:
 
 
 @dataclass(frozen=True)
-class Forge:
-    """Gitea, asked by its administrator from its own node."""
-
-    host: NodeHost
-    url: str
-    header: str
-
-    def curl(self, method: str, path: str, body: object = None) -> bytes:
-        """One request to its API; AssertionError if it is refused."""
-        command = (
-            f"curl -sS --fail-with-body -L --max-time 20 --cacert {SYSTEM_STORE} -X {method} --header @{self.header} "
-            f"-H 'Content-Type: application/json' {'--data-binary @- ' if body is not None else ''}"
-            f"{shlex.quote(self.url + '/api/v1' + path)} | base64 -w0; exit ${{PIPESTATUS[0]}}"
-        )
-        done = self.host.feed(f"bash -c {shlex.quote(command)}", json.dumps(body) if body is not None else "")
-        text = base64.b64decode(done.stdout)
-        assert done.rc == 0, f"{self.host.name}: {method} {path}: {text[-300:]!r} {done.stderr[-200:]}"
-        return text
-
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """The answer as JSON; None if it is empty."""
-        text = self.curl(method, path, body)
-        return json.loads(text) if text.strip() else None
-
-
-@dataclass(frozen=True)
 class Pushed:
     """A repository whose workflows ran once for each of its pushes."""
 
-    forge: Forge
+    forge: NodeApi
     path: str
     marker: str
     label: str
@@ -172,17 +144,24 @@ class Pushed:
 
     def log(self, job: dict[str, Any]) -> str:
         """What a job wrote."""
-        return self.forge.curl("GET", f"{self.path}/actions/jobs/{job['id']}/logs").decode(errors="replace")
+        return self.forge.fetch("GET", f"{self.path}/actions/jobs/{job['id']}/logs").decode(errors="replace")
 
 
 @pytest.fixture(scope="module")
-def forge(site: Site, nodes: Nodes) -> Forge:
-    """Gitea. NotChecked if it does not answer on its own node."""
+def forge(site: Site, nodes: Nodes) -> NodeApi:
+    """Gitea, asked by its administrator. NotChecked if it does not answer on its own node."""
     gitea: Any = site.settings("gitea")
-    found = Forge(nodes[gitea.hosts(site)[0].name], gitea.endpoint(site), gitea.token_header)
-    if found.host.run(f"curl -fsS --max-time 10 --cacert {SYSTEM_STORE} {found.url}{gitea.health}").rc != 0:
-        raise NotChecked(f"{found.host.name}: Gitea does not answer", "Other checks say why.")
-    return found
+    host, url = nodes[gitea.hosts(site)[0].name], gitea.endpoint(site)
+    if host.run(f"curl -fsS --max-time 10 --cacert {SYSTEM_STORE} {url}{gitea.health}").rc != 0:
+        raise NotChecked(f"{host.name}: Gitea does not answer", "Other checks say why.")
+    return NodeApi(host, f"{url}/api/v1", gitea.token_header)
+
+
+def way_to_gitea(site: Site) -> str:
+    """Address and port at which a node finds Gitea: the gateway's where there is one, the only way there then."""
+    gitea: Any = site.settings("gitea")
+    at = urlsplit(gitea.root_url(site))
+    return f"{site.names[str(at.hostname)]}:{at.port or 443}"
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +187,11 @@ def canary(runner: NodeHost) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pushed(forge: Forge, runner: NodeHost, site: Site, canary: str) -> Iterator[Pushed]:
+def pushed(forge: NodeApi, runner: NodeHost, site: Site, canary: str) -> Iterator[Pushed]:
     """A private repository whose workflows have run, which goes with all that it made."""
     owner = f"verify-{secrets.token_hex(4)}"
     label, marker = runner.name, secrets.token_hex(8)
-    gitea: Any = site.settings("gitea")
-    targets = [f"{runner.address}:22", "127.0.0.1:22", f"{forge.host.address}:{gitea.port}"]
+    targets = [f"{runner.address}:22", "127.0.0.1:22", way_to_gitea(site)]
     forge.ask("POST", "/orgs", {"username": owner, "visibility": "private"})
     try:
         forge.ask("POST", f"/orgs/{owner}/repos", {"name": "work", "private": True, "default_branch": "main"})
@@ -228,8 +206,8 @@ def pushed(forge: Forge, runner: NodeHost, site: Site, canary: str) -> Iterator[
         found.push({"content.txt": "private-content\n", **files})
         yield found
     finally:
-        forge.curl("DELETE", f"/repos/{owner}/work")
-        forge.curl("DELETE", f"/orgs/{owner}")
+        forge.fetch("DELETE", f"/repos/{owner}/work")
+        forge.fetch("DELETE", f"/orgs/{owner}")
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +242,7 @@ def test_artifact(pushed: Pushed, jobs: dict[str, Any]) -> None:
     assert f"downloaded={pushed.marker}" in said, f"the later job: {said[-900:]}"
     found = pushed.forge.ask("GET", f"{pushed.path}/actions/artifacts")["artifacts"]
     assert [one["name"] for one in found] == ["result"], f"artifacts: {found}"
-    packed = pushed.forge.curl("GET", f"{pushed.path}/actions/artifacts/{found[0]['id']}/zip")
+    packed = pushed.forge.fetch("GET", f"{pushed.path}/actions/artifacts/{found[0]['id']}/zip")
     content = zipfile.ZipFile(io.BytesIO(packed)).read("result.txt").decode().strip()
     assert content == pushed.marker, f"the artifact holds {content!r}, not {pushed.marker!r}"
 
@@ -325,15 +303,14 @@ def test_job_has_no_capabilities(hostile: dict[str, str]) -> None:
 
 
 @pytest.mark.limit(120)
-def test_job_reaches_only_what_it_may(hostile: dict[str, str], site: Site, runner: NodeHost, forge: Forge) -> None:
+def test_job_reaches_only_what_it_may(hostile: dict[str, str], site: Site, runner: NodeHost) -> None:
     """A job reaches Gitea, and no other service of the node."""
-    gitea: Any = site.settings("gitea")
     for address in (str(runner.address), "127.0.0.1"):
         assert runner.run(f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/22'").rc == 0, (
             "sshd does not even answer root"
         )
         assert hostile[f"net {address}:22"] == "shut", f"{runner.name}: a job reaches {address}:22"
-    assert hostile[f"net {forge.host.address}:{gitea.port}"] == "open", f"{runner.name}: a job cannot reach Gitea"
+    assert hostile[f"net {way_to_gitea(site)}"] == "open", f"{runner.name}: a job cannot reach Gitea"
 
 
 @pytest.mark.limit(120)
@@ -348,7 +325,7 @@ def test_job_leaves_nothing(hostile: dict[str, str], runner: NodeHost, pushed: P
 
 
 @pytest.mark.limit(120)
-def test_registration_is_for_one_job(forge: Forge, jobs: dict[str, Any], settings: Settings, site: Site) -> None:
+def test_registration_is_for_one_job(forge: NodeApi, jobs: dict[str, Any], settings: Settings, site: Site) -> None:
     """Every slot waits with a registration of its own that is good for one job."""
     found = forge.ask("GET", "/admin/actions/runners?limit=50")["runners"]
     ours = [one for one in found if one["name"].rpartition("-")[0] in {node.name for node in settings.hosts(site)}]

@@ -23,16 +23,19 @@ from onprem_mlops.verify.outcomes import DoesNotApply, NotChecked
 from onprem_mlops.verify.ports import Answer, Listener, Target, listener_on, listeners, scan_from, udp_answer_from
 from onprem_mlops.verify.proxy import site_proxy
 from onprem_mlops.verify.resolving import resolving
+from onprem_mlops.verify.rest import SYSTEM_STORE, NodeApi
 from onprem_mlops.verify.tls import LEAST_DAYS_LEFT, assert_certificate, assert_old_tls_is_refused
 
 __all__ = [
     "LEAST_DAYS_LEFT",
+    "SYSTEM_STORE",
     "Answer",
     "Cluster",
     "Controller",
     "DoesNotApply",
     "Listener",
     "Node",
+    "NodeApi",
     "NodeHost",
     "Nodes",
     "NotChecked",
