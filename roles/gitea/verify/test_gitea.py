@@ -14,7 +14,9 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ from roles.gitea.settings import Settings
 
 KNOWN_HOSTS = "git_known_hosts"
 CLIENT_SECONDS = 50
+PAGE = 50
+"""Entries of a list that Gitea gives at once."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,21 @@ class Service:
     def api(self) -> NodeApi:
         """Its API, as its administrator."""
         return NodeApi(self.host, f"{self.settings.endpoint(self.site)}/api/v1", self.settings.token_header)
+
+    def listed(self, path: str) -> list[Any]:
+        """All pages of a list of its API."""
+        found: list[Any] = []
+        for page in count(1):
+            part = self.api.ask("GET", f"{path}?limit={PAGE}&page={page}") or []
+            found += part
+            if len(part) < PAGE:
+                break
+        return found
+
+    def configured(self, section: str, key: str) -> str:
+        """A setting that it runs with: the file is made anew at each of its starts. Empty if it has none."""
+        script = rf"/^\[{section}\]$/,/^\[/s/^{key} = //p"
+        return self.host.check_output(f"sed -n {shlex.quote(script)} {self.settings.configuration}")
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +304,215 @@ def test_metrics_are_not_for_everybody(service: Service, controller: Controller)
     """Metrics need the site's token."""
     answer = controller.get(f"{service.url}/metrics")
     assert answer.status in (401, 403), f"{service.url}/metrics without a token: HTTP {answer.status}"
+
+
+# --- what the site file says
+
+
+def test_people(service: Service, settings: Settings) -> None:
+    """Everybody whom the site file names has an account, with the rights that it names.
+
+    `./mlops deploy --role gitea` gives back what somebody changed.
+    """
+    if not settings.people:
+        raise DoesNotApply("the site file names no people")
+    for name, person in settings.people.items():
+        found = service.api.ask("GET", f"/users/{name}")
+        has = {"admin": found["is_admin"], "active": found["active"] and not found["prohibit_login"]}
+        wanted = {"admin": person.admin, "active": person.active}
+        assert has == wanted, f"{name} has {has}; in the site file: {wanted}"
+
+
+def test_organisations(service: Service, settings: Settings, controller: Controller) -> None:
+    """Organisations of the site file and the platform's own are there, and strangers see the public ones only.
+
+    `./mlops deploy --role gitea` gives back what somebody changed.
+    """
+    declared = {name: one.visibility for name, one in settings.organisations.items()}
+    for name, visibility in {settings.platform: "private", **declared}.items():
+        found = service.api.ask("GET", f"/orgs/{name}")["visibility"]
+        assert found == visibility, f"organisation {name} is {found}; in the site file: {visibility}"
+        answer = controller.get(f"{service.url}/api/v1/orgs/{name}")
+        wanted = 200 if visibility == "public" else 404
+        assert answer.status == wanted, f"organisation {name}, {visibility}, without a login: HTTP {answer.status}"
+
+
+def test_teams(service: Service, settings: Settings) -> None:
+    """Teams of the site file may do what it says, and exactly the people whom it names are in them.
+
+    `./mlops deploy --role gitea` gives back what somebody changed.
+    """
+    if not any(organisation.teams for organisation in settings.organisations.values()):
+        raise DoesNotApply("the site file names no teams")
+    for owner, organisation in settings.organisations.items():
+        there = {team["name"]: team for team in service.listed(f"/orgs/{owner}/teams")}
+        for name, wanted in organisation.teams.items():
+            assert name in there, f"organisation {owner} has no team {name}"
+            team = there[name]
+            # An external wiki or tracker can only be looked at, whatever the team.
+            may = {right for unit, right in team["units_map"].items() if not unit.startswith("repo.ext_")}
+            assert may == {wanted.permission}, (
+                f"{owner}/{name} may {sorted(may)}; in the site file: {wanted.permission}"
+            )
+            everywhere = team["includes_all_repositories"]
+            assert everywhere, f"{owner}/{name} is not for all of the organisation's repositories"
+            creates = team["can_create_org_repo"]
+            assert creates == wanted.creates_repositories, f"{owner}/{name} makes repositories: {creates}"
+            members = {one["login"] for one in service.listed(f"/teams/{team['id']}/members")}
+            assert members == set(wanted.members), f"in {owner}/{name} are {sorted(members)}, not {wanted.members}"
+
+
+def test_approvals(service: Service, settings: Settings, site: Site) -> None:
+    """A change of the platform's repositories needs as many approvals as the site file says."""
+    for name in settings.repositories(site):
+        rule = service.api.ask("GET", f"/repos/{settings.platform}/{name}/branch_protections/main")
+        found = rule["required_approvals"]
+        assert found == settings.approvals, f"{name} needs {found} approvals; in the site file: {settings.approvals}"
+
+
+@contextmanager
+def with_a_main(service: Service, path: str) -> Iterator[str]:
+    """Path of a repository that has a commit and the protections of another: that one, or a copy if it is empty.
+
+    The first branch that is pushed to an empty repository becomes its default one and cannot be taken away again.
+    """
+    if not service.api.ask("GET", f"/repos/{path}")["empty"]:
+        yield path
+        return
+    owner, name = path.partition("/")[0], f"verify-{secrets.token_hex(4)}"
+    wanted = {"name": name, "private": True, "auto_init": True, "default_branch": "main"}
+    service.api.ask("POST", f"/orgs/{owner}/repos", wanted)
+    try:
+        for rule in service.api.ask("GET", f"/repos/{path}/branch_protections"):
+            service.api.ask("POST", f"/repos/{owner}/{name}/branch_protections", rule)
+        yield f"{owner}/{name}"
+    finally:
+        service.api.ask("DELETE", f"/repos/{owner}/{name}")
+
+
+@contextmanager
+def writer_of(service: Service, account: Account, path: str) -> Iterator[None]:
+    """For a while the account may write to a repository."""
+    at = f"/repos/{path}/collaborators/{account.name}"
+    service.api.ask("PUT", at, {"permission": "write"})
+    try:
+        yield
+    finally:
+        service.api.ask("DELETE", at)
+
+
+def main_of(environment: Mapping[str, str], remote: str) -> str:
+    """The commit that branch `main` is at; empty if there is no such branch."""
+    return run(environment, "git", "ls-remote", remote, "refs/heads/main").partition("\t")[0]
+
+
+def committed(environment: Mapping[str, str], folder: Path, *parents: str) -> str:
+    """A commit without files, for which no workflow runs."""
+    tree = run(environment, "git", "mktree", cwd=folder, given="")
+    after = [word for parent in parents for word in ("-p", parent)]
+    return run(environment, "git", "commit-tree", tree, *after, "-m", "verify [skip ci]", cwd=folder)
+
+
+def past_a_review(environment: Mapping[str, str], remote: str, folder: Path) -> None:
+    """Who may push a branch pushes neither a commit nor another history to `main`."""
+
+    def push(*words: str, well: bool = True) -> str:
+        return run(environment, "git", "push", *words[:-1], remote, words[-1], cwd=folder, well=well)
+
+    run(environment, "git", "init", "-q", str(folder))
+    before = main_of(environment, remote)
+    if before:
+        run(environment, "git", "fetch", "-q", "--depth", "1", remote, "main", cwd=folder)
+    change, other = committed(environment, folder, *([before] if before else [])), committed(environment, folder)
+    # The control: it is not that the account may not write.
+    branch = f"refs/heads/verify-{secrets.token_hex(4)}"
+    push(f"{change}:{branch}")
+    push(f":{branch}")
+    try:
+        for what, words in (("a commit", [change]), ("another history", ["--force", other])):
+            try:
+                said = push(*words[:-1], f"{words[-1]}:refs/heads/main", well=False)
+            except AssertionError:
+                raise AssertionError(f"{remote}: {what} gets to main past a review") from None
+            assert "protected" in said, f"{remote}: {what} is refused, but not because main is protected: {said[-300:]}"
+    finally:
+        if main_of(environment, remote) != before:
+            push("--force", f"{before}:refs/heads/main")
+
+
+@pytest.mark.limit(120)
+def test_platform_is_changed_by_review_only(
+    service: Service,
+    settings: Settings,
+    site: Site,
+    account: Account,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """Nobody pushes to `main` of the platform's repositories past a review, neither a commit nor another history.
+
+    `./mlops deploy --role gitea` protects the branch again.
+    """
+    using = with_token(environment, account)
+    for name in settings.repositories(site):
+        with (
+            with_a_main(service, f"{settings.platform}/{name}") as path,
+            writer_of(service, account, path),
+        ):
+            past_a_review(using, f"{service.url}/{path}.git", tmp_path / name)
+
+
+def test_package_quota(service: Service, settings: Settings) -> None:
+    """The packages of one owner together are held to the site file's quota.
+
+    A restart of Gitea (`systemctl restart gitea`) takes up what a deploy wrote.
+    """
+    found = service.configured("packages", "LIMIT_TOTAL_OWNER_SIZE")
+    wanted = str(int(settings.packages_per_owner))
+    assert found == wanted, f"{service.host.name}: Gitea runs with a quota of {found or 'none'}, not {wanted} bytes"
+
+
+def test_mail(service: Service, settings: Settings) -> None:
+    """Gitea sends its mail through the site's relay, with TLS."""
+    mail = settings.mail
+    if mail is None:
+        raise DoesNotApply("the site file names no relay for mail")
+    wanted = {
+        "ENABLED": "true",
+        "PROTOCOL": mail.protocol,
+        "SMTP_ADDR": mail.host,
+        "SMTP_PORT": str(mail.port),
+        "FROM": mail.sender,
+        "USER": mail.user,
+    }
+    found = {key: service.configured("mailer", key) for key in wanted}
+    assert found == wanted, f"{service.host.name}: Gitea runs with {found}; in the site file: {wanted}"
+
+
+def test_requests_are_logged(
+    service: Service, settings: Settings, site: Site, nodes: Nodes, account: Account, repository: str
+) -> None:
+    """The journal says who asked Gitea for what, and from which address, also behind the gateway."""
+    gateways: Any = site.settings("gateway").hosts(site) if site.is_on("gateway") else ()  # type: ignore[attr-defined]
+    # From a node of its own where there is one: on the gateway's, the gateway's address would be taken for its own.
+    others = [node for node in site.nodes if node not in (*settings.hosts(site), *gateways)]
+    asker = nodes[others[0].name] if others else service.host
+    mark = secrets.token_hex(8)
+    url = f"{service.url}/{repository}.git/info/refs?service=git-upload-pack&verify={mark}"
+    asked = asker.feed(
+        f"curl -sS --fail --max-time 20 --cacert {SYSTEM_STORE} -o /dev/null --config - {shlex.quote(url)}",
+        f'user = "{account.name}:{account.token}"\n',
+    )
+    assert asked.rc == 0, f"{asker.name}: {url}: {asked.stderr.strip()[-200:]}"
+    said: list[str] = []
+
+    def logged() -> bool:
+        said[:] = service.host.lines(f"journalctl -u gitea -o cat --no-pager --since=-5min | grep -F {mark} || true")
+        return bool(said)
+
+    assert until(logged, seconds=10, every=0.5), f"{service.host.name}: nothing in the journal of a request just made"
+    wanted = f"{asker.address} - {account.name} "
+    assert wanted in said[0], f"{service.host.name}: the journal has {said[0]!r}, without {wanted!r}"
 
 
 # --- Git
