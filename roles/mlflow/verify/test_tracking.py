@@ -97,12 +97,24 @@ def host(site: Site, settings: Settings, nodes: Nodes) -> NodeHost:
 @pytest.fixture(scope="module")
 def tracking(site: Site, settings: Settings, controller: Controller) -> Tracking:
     """The server, as its administrator finds it."""
+    address = settings.internal_endpoint(site, settings.hosts(site)[0])
+    return Tracking(controller, address, Person(ADMINISTRATOR, _secret(site, "admin_password")))
+
+
+@pytest.fixture(scope="module")
+def people(site: Site, settings: Settings) -> dict[str, Person]:
+    """Everybody whom the site file names, with the password in the site's secrets."""
+    if not settings.users:
+        raise DoesNotApply("the site file names no users")
+    return {name: Person(name, _secret(site, f"user_{name}")) for name in settings.users}
+
+
+def _secret(site: Site, name: str) -> str:
+    """A secret of the role. NotChecked where the site's secrets cannot be read."""
     try:
-        password = Secrets.of(site).get("mlflow", "admin_password").reveal()
+        return Secrets.of(site).get("mlflow", name).reveal()
     except MlopsError as error:
         raise NotChecked(f"the site's secrets cannot be read here: {error.message}", error.advice) from None
-    address = settings.internal_endpoint(site, settings.hosts(site)[0])
-    return Tracking(controller, address, Person(ADMINISTRATOR, password))
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +352,57 @@ def test_only_administrators_administer(team: Team, tracking: Tracking) -> None:
     ):
         answer = tracking.call(team.member, method, path, body, team.workspace)
         assert answer.status == 403, f"{method} {path} by a user: HTTP {answer.status} {answer.text[:200]}"
+
+
+@pytest.mark.limit(120)
+def test_users_of_the_site_log_in(people: dict[str, Person], settings: Settings, tracking: Tracking) -> None:
+    """Everybody whom the site file names logs in with the password in the site's secrets, with the rights it names.
+
+    `./mlops deploy --role mlflow` gives back passwords and rights that somebody changed at the server.
+    """
+    path = "/api/2.0/mlflow/users/current"
+    for name, person in people.items():
+        answer = tracking.call(person, "GET", path)
+        assert answer.status == 200, f"{name} logs in: HTTP {answer.status} {answer.text[:200]}"
+        found, wanted = answer.json["user"], settings.users[name].administrator
+        assert found["username"] == name, f"{name} is {found['username']} after the login"
+        assert found["is_admin"] == wanted, (
+            f"{name} is an administrator: {found['is_admin']}; in the site file: {wanted}"
+        )
+        wrong = tracking.call(Person(name, f"{person.password}x"), "GET", path)
+        assert wrong.status == 401, f"{name} with another password: HTTP {wrong.status}"
+
+
+@pytest.mark.limit(120)
+def test_users_see_their_teams_and_no_other(
+    people: dict[str, Person], settings: Settings, team: Team, tracking: Tracking
+) -> None:
+    """Everybody whom the site file names sees the work of their own teams, and of no other.
+
+    `./mlops deploy --role mlflow` puts people into the teams that the site file names, and takes them out of others.
+    """
+    made = {"name": f"{team.workspace}-seen"}
+    tracking.do("POST", "/api/2.0/mlflow/experiments/create", made, team.workspace)
+    # One experiment of each team; a team that has none yet has nothing to show.
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    work: dict[str, str] = {}
+    for workspace in (*settings.teams, team.workspace):
+        for one in tracking.do("GET", search, workspace=workspace).get("experiments", ()):
+            work[workspace] = f"/api/2.0/mlflow/experiments/get?experiment_id={one['experiment_id']}"
+    # The control: who is in a team sees its experiment.
+    seen = tracking.call(team.colleague, "GET", work[team.workspace], workspace=team.workspace)
+    assert seen.status == 200, f"a colleague reads the experiment: HTTP {seen.status} {seen.text[:200]}"
+    for name, person in people.items():
+        user = settings.users[name]
+        own = {*settings.teams, team.workspace} if user.administrator else set(user.teams)
+        listed = tracking.call(person, "GET", "/api/3.0/mlflow/workspaces")
+        assert listed.status == 200, f"{name} lists workspaces: HTTP {listed.status} {listed.text[:200]}"
+        found = {one["name"] for one in listed.json.get("workspaces", ())} & {*settings.teams, team.workspace}
+        assert found == own, f"{name} sees the teams {sorted(found)}, and should see {sorted(own)}"
+        for workspace, path in work.items():
+            answer = tracking.call(person, "GET", path, workspace=workspace)
+            wanted = (200,) if workspace in own else (403, 404)
+            assert answer.status in wanted, f"{name} reads an experiment of {workspace}: HTTP {answer.status}"
 
 
 @pytest.mark.limit(90)
