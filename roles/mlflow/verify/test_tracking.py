@@ -293,23 +293,6 @@ def test_other_teams_are_refused(team: Team, tracking: Tracking, logged: Any, in
     assert logged["experiment"] not in shown, "a stranger finds the team's experiment in the list"
 
 
-def test_declared_users_log_in(site: Site, settings: Settings, tracking: Tracking) -> None:
-    """Everybody whom the site file names logs in with the site's password, and has their teams and their rights."""
-    if not settings.users:
-        raise DoesNotApply("the site file names no users of MLflow")
-    search = "/api/2.0/mlflow/experiments/search?max_results=1"
-    known = Secrets.of(site)
-    for name, user in settings.users.items():
-        person = Person(name, known.get("mlflow", f"user_{name}").reveal())
-        for team in user.teams:
-            answer = tracking.call(person, "GET", search, workspace=team)
-            assert answer.status == 200, f"{name} in team {team}: HTTP {answer.status} {answer.text[:200]}"
-        refused = tracking.call(Person(name, "not-the-password"), "GET", search)
-        assert refused.status == 401, f"{name} with another password: HTTP {refused.status}"
-        account = tracking.do("GET", f"/api/2.0/mlflow/users/get?username={name}")["user"]
-        assert account["is_admin"] is user.administrator, f"{name}: administrator is {account['is_admin']}"
-
-
 def test_own_work_is_not_shared(team: Team, tracking: Tracking, logged: Any) -> None:
     """Who works in a workspace sees there what they made themselves, and nothing else that nobody shared with them."""
     body = {"name": "own"}
