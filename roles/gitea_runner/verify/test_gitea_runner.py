@@ -161,7 +161,7 @@ def way_to_gitea(site: Site) -> str:
     """Address and port at which a node finds Gitea: the gateway's where there is one, the only way there then."""
     gitea: Any = site.settings("gitea")
     at = urlsplit(gitea.root_url(site))
-    return f"{site.names[str(at.hostname)]}:{at.port or 443}"
+    return f"{site.names[str(at.hostname)][0]}:{at.port or 443}"
 
 
 @pytest.fixture(scope="module")
