@@ -70,6 +70,9 @@ class GoSource(_Strict):
     commands: Annotated[Mapping[str, str], Field(min_length=1)] = Field(description="name in the store → package path")
     tags: tuple[str, ...] = ()
     ldflags: str = ""
+    cgo: bool = Field(
+        default=False, description="linked with C libraries of this machine; they must be as old as the nodes'"
+    )
 
 
 class ModuleSource(_Strict):
@@ -125,6 +128,20 @@ class DebSource(Debian):
     """A flat, signed apt repository: the packages and all that they need."""
 
     kind: Literal["deb"] = "deb"
+    name: str = Field(
+        default="",
+        pattern=r"^[a-z0-9-]*$",
+        description="of a repository beside the release's own: apt/<release>-<name>",
+    )
+    components: tuple[Literal["main", "contrib", "non-free", "non-free-firmware"], ...] = ("main",)
+    previous: bool = Field(
+        default=False, description="the packages as the point release has them, too, without security: a way back"
+    )
+
+    @property
+    def folder(self) -> str:
+        """Where it lies below the mirror's root."""
+        return f"apt/{self.release}-{self.name}" if self.name else f"apt/{self.release}"
 
 
 class RootfsSource(Debian):

@@ -11,6 +11,7 @@ import gzip
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pysequoia
@@ -42,20 +43,19 @@ def packages(shop: Workshop, source: Debian) -> tuple[str, ...]:
     return tuple(sorted(listed))
 
 
-def _sources_list(shop: Workshop, release: str) -> str:
+def _sources_list(shop: Workshop, release: str, components: Sequence[str] = ("main",), *, newest: bool = True) -> str:
     debian = shop.catalogue.debian
     if not debian.keyring.exists():
         raise RequestError(
             f"{debian.keyring}: missing, so Debian's signatures cannot be checked",
             "sudo apt-get install -y debian-archive-keyring",
         )
-    mirror, security = mirrors()
+    mirror, fixes = mirrors()
     signed = f"[signed-by={debian.keyring}]"
-    return (
-        f"deb {signed} {mirror} {release} main\n"
-        f"deb {signed} {mirror} {release}-updates main\n"
-        f"deb {signed} {security} {release}-security main\n"
-    )
+    archives = [f"{mirror} {release}"]
+    if newest:
+        archives += [f"{mirror} {release}-updates", f"{fixes} {release}-security"]
+    return "".join(f"deb {signed} {archive} {' '.join(components)}\n" for archive in archives)
 
 
 def mirrors() -> tuple[str, str]:
@@ -89,16 +89,24 @@ def repository(source: DebSource, shop: Workshop) -> Made:
         deb.rename(pool / deb.name.replace("%3a", "-"))  # an epoch's colon makes trouble in URLs
     _index(source, shop, root)
     files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return Made(files, made_with="apt", prefix=f"apt/{source.release}")
+    return Made(files, made_with="apt", prefix=source.folder)
 
 
 def _download(source: DebSource, shop: Workshop) -> Path:
     """Resolve against an empty machine, so that the repository is complete for whatever the node already has."""
-    apt = shop.folder("apt")
+    archives = _resolved(source, shop, "apt", newest=True)
+    if source.previous:
+        for deb in _resolved(source, shop, "apt-previous", newest=False).glob("*.deb"):
+            deb.replace(archives / deb.name)
+    return archives
+
+
+def _resolved(source: DebSource, shop: Workshop, folder: str, *, newest: bool) -> Path:
+    apt = shop.folder(folder)
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
         (apt / folder).mkdir(parents=True, exist_ok=True)
     (apt / "state/status").touch()
-    (apt / "etc/sources.list").write_text(_sources_list(shop, source.release))
+    (apt / "etc/sources.list").write_text(_sources_list(shop, source.release, source.components, newest=newest))
     configuration = apt / "apt.conf"
     configuration.write_text(_apt_configuration(apt))
     env = {"APT_CONFIG": str(configuration), "DEBIAN_FRONTEND": "noninteractive"}

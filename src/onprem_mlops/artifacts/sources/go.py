@@ -41,6 +41,8 @@ def environment(shop: Workshop) -> dict[str, str]:
 
 def build(source: GoSource, shop: Workshop) -> Made:
     """Build the commands of `source`."""
+    if source.cgo:
+        prerequisites.require("gcc")
     go = toolchain.go(shop)
     out = shop.folder("out")
     flags = ["-trimpath", "-tags", ",".join(source.tags)]
@@ -50,7 +52,7 @@ def build(source: GoSource, shop: Workshop) -> Made:
     shop.run(
         [str(go), "build", *flags, "-o", f"{out}/", *source.commands.values()],
         cwd=module_folder(shop, source.module),
-        env=environment(shop),
+        env=environment(shop) | ({"CGO_ENABLED": "1"} if source.cgo else {}),
     )
     files = {name: out / _basename(package) for name, package in source.commands.items()}
     return Made(files, made_with=toolchain.describe(go))
