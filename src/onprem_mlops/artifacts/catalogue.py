@@ -107,14 +107,22 @@ class FrontendSource(_Strict):
 
 
 class CSource(_Strict):
-    """One static command from one C file of a Go module (Kubernetes' pause)."""
+    """One static command from one C file of a Go module (Kubernetes' pause), or a library of ours over its headers."""
 
     kind: Literal["c"] = "c"
     module: Name
     path: str
-    file: str
+    file: str = Field(default="", description="of the module; empty if `own` has all")
+    own: tuple[str, ...] = Field(default=(), description="files below artifacts/, compiled into a shared library")
+    headers: str = Field(default="", description="folder of the module that `own` includes from")
     command: str
     flags: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> CSource:
+        if bool(self.file) == bool(self.own):
+            raise ValueError("needs either file or own")
+        return self
 
 
 class Debian(_Strict):

@@ -41,17 +41,30 @@ def fingerprint(
         "name": artifact.name,
         "version": artifact.version,
         "image": artifact.image,
-        "source": source.model_dump(mode="json"),
+        "source": _described(source),
         "data": _data(catalogue, source),
         "inputs": _inputs(source, inputs),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+_LATER = frozenset({"cgo", "components", "headers", "name", "own", "previous"})
+"""Fields that sources got later. They count where they are used: what was built before them stays."""
+
+
+def _described(source: Source) -> dict[str, object]:
+    dumped: dict[str, object] = source.model_dump(mode="json")
+    used: dict[str, object] = source.model_dump(mode="json", exclude_defaults=True)
+    return {key: value for key, value in dumped.items() if key not in _LATER or key in used}
+
+
 def _data(catalogue: Catalogue, source: Source) -> object:
     match source:
         case GoSource():
             return _files(catalogue.folder / "go" / source.module, ("go.mod", "go.sum", "*.go"))
+        case CSource() if source.own:
+            own = {name: sha256_of(catalogue.folder / name) for name in source.own}
+            return own | _files(catalogue.folder / "go" / source.module, ("go.mod",))
         case ModuleSource() | CSource() | FrontendSource():
             return _files(catalogue.folder / "go" / source.module, ("go.mod",))
         case Debian():

@@ -80,12 +80,18 @@ def take(source: ModuleSource, shop: Workshop) -> Made:
 
 
 def compile_c(source: CSource, shop: Workshop) -> Made:
-    """Compile one C file of a module into a static command."""
+    """Compile one C file of a module into a static command, or files of ours into a shared library."""
     prerequisites.require("gcc")
     root = downloaded(shop, toolchain.go(shop), source.module, source.path)
     target = shop.work / source.command
     flags = [flag.replace("{version}", shop.artifact.version) for flag in source.flags]
-    shop.run(["gcc", "-Os", "-Wall", "-static", "-s", *flags, "-o", str(target), str(root / source.file)])
+    if source.own:
+        files = [str(shop.catalogue.folder / name) for name in source.own]
+        flags += ["-shared", "-fPIC", f"-I{root / source.headers}", f"-Wl,-soname,{source.command}"]
+    else:
+        files = [str(root / source.file)]
+        flags += ["-static"]
+    shop.run(["gcc", "-Os", "-Wall", "-s", *flags, "-o", str(target), *files])
     return Made({source.command: target}, made_with="gcc")
 
 
