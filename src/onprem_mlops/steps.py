@@ -231,7 +231,11 @@ class Context(Generic[S]):
 
     def package_versions(self, codename: str) -> Mapping[str, str]:
         """Package → version that the mirror serves for a Debian release; empty if it serves none."""
-        path = f"apt/{codename}/Packages"
+        return {name: versions[-1] for name, versions in self.package_offers(codename).items()}
+
+    def package_offers(self, archive: str) -> Mapping[str, tuple[str, ...]]:
+        """Package → all versions that the mirror serves in an apt archive, such as `bookworm-gpu`."""
+        path = f"apt/{archive}/Packages"
         return next((_versions(file.source) for file in self.tree() if str(file.path) == path), {})
 
     def settings_of(self, role: str) -> Any:
@@ -253,16 +257,16 @@ class Context(Generic[S]):
 
 
 @cache
-def _versions(index: Path) -> Mapping[str, str]:
-    """Package → version in an index of apt's. Read once a run: a tree's files never change."""
-    found: dict[str, str] = {}
+def _versions(index: Path) -> Mapping[str, tuple[str, ...]]:
+    """Package → versions in an index of apt's. Read once a run: a tree's files never change."""
+    found: dict[str, tuple[str, ...]] = {}
     name = ""
     for line in index.read_text().splitlines():
         field_name, _, value = line.partition(": ")
         if field_name == "Package":
             name = value
         elif field_name == "Version":
-            found[name] = value
+            found[name] = (*found.get(name, ()), value)
     return found
 
 
