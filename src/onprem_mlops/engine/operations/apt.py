@@ -146,10 +146,12 @@ def held(*names: str) -> Iterator[Command]:
     installed: dict[str, str] = host.get_fact(Packages)
     loose = [name for name in names if name in installed and f"held:{name}" not in installed]
     if loose:
-        wanted = " ".join(shlex.quote(name) for name in loose)
-        yield Command(
-            f"mkdir -p {HELD.rpartition('/')[0]} && printf '%s\\n' {wanted} >>{HELD} && apt-mark hold {wanted}"
-        )
+        yield Command(_hold(loose))
+
+
+def _hold(names: list[str]) -> str:
+    wanted = " ".join(shlex.quote(name) for name in names)
+    return f"mkdir -p {HELD.rpartition('/')[0]} && printf '%s\\n' {wanted} >>{HELD} && apt-mark hold {wanted}"
 
 
 @operation
@@ -162,3 +164,20 @@ def unheld() -> Iterator[Command]:
     names = sorted({name for name in recorded.text.split() if f"held:{name}" in known})
     release = f"apt-mark unhold {' '.join(shlex.quote(name) for name in names)} && " if names else ""
     yield Command(f"{release}rm -f {HELD}")
+
+
+@operation
+def pinned(versions: Mapping[str, str]) -> Iterator[Command]:
+    """Packages are installed in exactly these versions, newer or older than what is there, and stay so.
+
+    Args:
+        versions: package → version, which the node's sources must offer.
+    """
+    installed: dict[str, str] = host.get_fact(Packages)
+    others = [f"{name}={version}" for name, version in versions.items() if installed.get(name) != version]
+    if others:
+        yield from _repair()
+        yield _install(others, f"{APT} --no-install-recommends --allow-change-held-packages --allow-downgrades")
+        yield Command(_hold(list(versions)))
+    elif loose := [name for name in versions if f"held:{name}" not in installed]:
+        yield Command(_hold(loose))
