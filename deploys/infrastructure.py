@@ -41,6 +41,15 @@ PHASE = Phase(
                 "ready": needs("kubernetes.mark"),
             },
         ),
+        # Modules are built while the cluster is made; the driver is switched once its pods can be moved.
+        Use(
+            "gpu",
+            steps={
+                "prepare": needs(here=("node.packages",)),
+                "cluster": needs("kubernetes.init", here=("kubernetes.join_control_plane",)),
+                "driver": needs("kubernetes.mark", "network.ready", here=("network.connected", "kubernetes.services")),
+            },
+        ),
         # A standby that cannot follow ends the run: not before everybody has the passwords that the server has.
         Use("postgresql", here=("node.packages",), steps={"follow": needs("gitea", "gitea_runner", "mlflow")}),
         Use("object_store", here=("node.packages",)),

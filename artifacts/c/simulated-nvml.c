@@ -4,11 +4,11 @@
  * nothing and knows nothing of a driver. What is not here answers "not supported" (simulated-nvml-rest.c, generated from
  * nvml.h: callers find all that the header promises).
  *
- * SIMULATED_GPUS (default /etc/onprem-gpu/simulated) holds a line for the driver and one for each card, its fields parted
- * by tabs:
- *     driver <version> <CUDA version as 1000*major + 10*minor>
+ * /run/onprem-gpu/simulated holds a line for the driver that is loaded and one for each card, its fields parted by tabs:
+ *     driver <version> <version of the libraries> <CUDA version as 1000*major + 10*minor>
  *     card <model> <memory in MiB> <compute capability major> <minor> <UUID> <PCI bus id>
- * A card falls off its bus when /run/onprem-gpu/lost-<index> is there.
+ * Where the two versions differ it fails as the real library does. A card falls off its bus when
+ * /run/onprem-gpu/lost-<index> is there.
  */
 
 #include <stdio.h>
@@ -30,7 +30,7 @@ struct nvmlDevice_st {
 
 static struct nvmlDevice_st cards[CARDS];
 static unsigned int count;
-static char driver[TEXT];
+static char driver[TEXT], libraries[TEXT];
 static int cuda, started;
 
 static nvmlReturn_t copied(char *target, unsigned int length, const char *text)
@@ -80,21 +80,21 @@ static void add_card(char *line)
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 {
-    const char *path = getenv("SIMULATED_GPUS");
     char line[512];
-    FILE *file = fopen(path != NULL ? path : "/etc/onprem-gpu/simulated", "r");
+    FILE *file = fopen("/run/onprem-gpu/simulated", "r");
     (void)flags;
     if (file == NULL) return NVML_ERROR_DRIVER_NOT_LOADED;
     count = 0;
     driver[0] = '\0';
     while (fgets(line, sizeof line, file) != NULL) {
         if (strncmp(line, "driver\t", 7) == 0)
-            sscanf(line, "driver\t%79[^\t]\t%d", driver, &cuda);
+            sscanf(line, "driver\t%79[^\t]\t%79[^\t]\t%d", driver, libraries, &cuda);
         else if (strncmp(line, "card\t", 5) == 0)
             add_card(line);
     }
     fclose(file);
     if (driver[0] == '\0') return NVML_ERROR_DRIVER_NOT_LOADED;
+    if (strcmp(driver, libraries) != 0) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     started = 1;
     return NVML_SUCCESS;
 }
@@ -112,6 +112,7 @@ const char *nvmlErrorString(nvmlReturn_t result)
     case NVML_ERROR_NOT_SUPPORTED: return "Not Supported (SIMULATED)";
     case NVML_ERROR_NOT_FOUND: return "Not Found (SIMULATED)";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded (SIMULATED)";
+    case NVML_ERROR_LIB_RM_VERSION_MISMATCH: return "Driver/library version mismatch (SIMULATED)";
     case NVML_ERROR_TIMEOUT: return "Timeout (SIMULATED)";
     case NVML_ERROR_GPU_IS_LOST: return "GPU is lost (SIMULATED)";
     default: return "Error (SIMULATED)";
@@ -120,7 +121,7 @@ const char *nvmlErrorString(nvmlReturn_t result)
 
 nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) { return copied(version, length, driver); }
 
-nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length) { return copied(version, length, "SIMULATED"); }
+nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length) { return copied(version, length, libraries); }
 
 nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version)
 {

@@ -27,7 +27,7 @@ class Settings(RoleSettings):
         "CAP_SYS_RESOURCE; elsewhere it would put system pods first in line when memory runs out.",
     )
     registries: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?$")], ...] = Field(
-        default=("registry.k8s.io", "quay.io", "docker.io", "ghcr.io", "onprem.local"),
+        default=("registry.k8s.io", "quay.io", "docker.io", "ghcr.io", "nvcr.io", "onprem.local"),
         description="Registries that image references may name. Each is answered by the site's mirror and by nobody "
         "else; there is no way to the internet, not even as a fallback.",
     )

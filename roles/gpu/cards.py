@@ -112,3 +112,32 @@ def fitting_modules(found: Iterable[Card]) -> str:
     """The kernel modules for the cards of a node: the proprietary ones, unless one of them needs the open ones."""
     needed = [card.generation.modules for card in found if card.generation]
     return "proprietary" if all("proprietary" in one for one in needed) else "open"
+
+
+LIBRARIES = "/usr/lib/x86_64-linux-gnu/nvidia/current"
+"""Where Debian's packages have the driver's libraries."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated card says of itself: memory, and CUDA's compute capability."""
+
+    mebibytes: int
+    capability: tuple[int, int]
+
+
+_SIMULATED = {
+    "B200": Simulated(183359, (10, 0)),
+    "H200": Simulated(143771, (9, 0)),
+    "H100": Simulated(81559, (9, 0)),
+    "A100": Simulated(81920, (8, 0)),
+    "L40": Simulated(46068, (8, 9)),
+    "L4": Simulated(23034, (8, 9)),
+    "T4": Simulated(15360, (7, 5)),
+}
+"""By a word in a model's name. Source: what nvidia-smi shows of these cards."""
+
+
+def simulated(model: str) -> Simulated:
+    """What a simulated card of a model says of itself; one that is not known here is like a T4."""
+    return next((card for word, card in _SIMULATED.items() if word in model), _SIMULATED["T4"])

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from onprem_mlops import wheelhouse
 from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.facts import probe
-from onprem_mlops.engine.operations import apt, files, rolling, shell
+from onprem_mlops.engine.operations import apt, files, handing, kubectl, python, rolling, shell, systemd
+from onprem_mlops.engine.runner import OperationFailed
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.roles import Context, admission, step
+from onprem_mlops.roles import Context, admission, removal, step
+from onprem_mlops.shell import Endpoint
 
 from . import cards
 from .pins import Pins, resolved
 from .settings import Settings
 
 ON = "gpu"
+CONTROL_PLANE = "control_plane"
 ARCHIVE = "bookworm-gpu"
+GATE = "onprem-mlops.local/gpu-driver"
+"""Label of a node whose driver is there, with its version: what uses the driver in the cluster waits for it."""
+
 SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
-TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils")
 NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
-DEBIANS = "/usr/share/nvidia-current-dkms"
-"""Where Debian's package looks for modules that are built already."""
+DKMS = "/etc/dkms/nvidia-current.conf"
+NO_BUILDS = "/etc/dkms/no-autoinstall"
+BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
+CARDS = "/etc/onprem-gpu/cards"
+PROGRAMS = "/usr/local/sbin"
+COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
+UNITS = "/etc/systemd/system"
+SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
+PERSISTENCE = "nvidia-persistenced.service"
+ENVIRONMENTS = "/opt/onprem-gpu"
+TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3")
+META = ("linux-image-amd64", "linux-headers-amd64")
+"""Packages that bring the newest kernel along. A node that has them keeps them, held."""
+CDI = "--vendor=k8s.device-plugin.nvidia.com --class=gpu --device-name-strategy=uuid"
+FOLDER = "/etc/kubernetes/addons/gpu"
+NODE_FEATURES = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodefeatures.nfd.k8s-sigs.io"
 
 
 @admission(on=ON)
 def fit(ctx: Context[Settings]) -> None:
-    """Refuse a pin that the mirror does not have, a release that it has no driver for, and cards that it does not fit."""
+    """Refuse pins that the mirror does not have, a release without a driver, and cards that the driver does not fit."""
     codename = probe('. /etc/os-release; echo "$VERSION_CODENAME"').text.strip()
     if codename != "bookworm":
         raise MlopsError(
@@ -33,9 +58,13 @@ def fit(ctx: Context[Settings]) -> None:
             "Take the node out of group gpu, or install Debian 12 on it.",
         )
     pins = _pins(ctx)
-    if ctx.settings.simulated(ctx.node):
-        return
-    found = cards.cards(probe(cards.LISTED).text)
+    if not _simulated(ctx):
+        _refuse_misfits(ctx, pins)
+
+
+def _refuse_misfits(ctx: Context[Settings], pins: Pins) -> None:
+    listing = probe(cards.LISTED).text
+    found = cards.cards(listing)
     modules = ctx.settings.modules if ctx.settings.modules != "auto" else cards.fitting_modules(found)
     if wrong := cards.misfits(pins.driver, modules, found):
         raise MlopsError(
@@ -47,71 +76,351 @@ def fit(ctx: Context[Settings]) -> None:
             f"{ctx.node.name} needs NVIDIA's open kernel modules, which Debian 12 has in no version of its driver",
             "Such cards need a driver of NVIDIA's own repository, which this version does not lay down.",
         )
+    if cards.has_nvswitch(listing):
+        raise MlopsError(
+            f"{ctx.node.name} has NVSwitch, whose fabric manager is neither in Debian nor in the mirror",
+            "Such a node needs NVIDIA's own repository, which this version does not lay down.",
+        )
 
 
 @step(on=ON)
-def kernel(ctx: Context[Settings]) -> None:
-    """The kernel that the driver is built for, with its headers, and the tools that build; all held."""
+def prepare(ctx: Context[Settings]) -> None:
+    """The kernel with its headers, the tools that build modules, and the programs around the driver. No pod notices."""
     pins = _pins(ctx)
     keyring = "/etc/apt/keyrings/onprem-mlops.asc"
     files.content("the driver's archive on the mirror", SOURCES, ctx.render("apt.sources.j2", keyring=keyring))
     files.content("nouveau keeps off the cards", NOUVEAU, "blacklist nouveau\noptions nouveau modeset=0\n")
+    files.content("modules are built by deploys only", DKMS, 'AUTOINSTALL=""\n')
+    _boot_default(ctx, _running(ctx)[0] or pins.kernel, unless_there=True)
     apt.packages("what builds kernel modules", *TOOLS)
+    apt.held("newer kernels come in a deploy, not at night", *META)
     apt.pinned("the kernel that the driver is built for", pins.kernel_packages)
-
-
-@step(on=ON, after=("kernel",))
-def modules(ctx: Context[Settings]) -> None:
-    """The driver's modules for that kernel, built beside what runs."""
-    pins = _pins(ctx)
-    files.directory("modules as they were built", ctx.settings.folder, mode="755")
-    archive = _archive(ctx, pins)
-    build = ctx.render("build.sh.j2", pins=pins, archive=archive)
-    shell.run(
-        f"modules of driver {pins.driver} for kernel {pins.kernel}",
-        f"bash -c {shlex.quote(build)}",
-        unless=f"[ -s {archive} ]",
-        timeout=3600,
+    authority = ctx.settings_of("node").authority_path
+    for name in COMMANDS:
+        files.download(name, f"/usr/local/bin/{name}", ctx.file("nvidia-container-toolkit", name), authority=authority)
+    if _simulated(ctx):
+        _simulation(ctx, authority)
+    libraries = f"{_root(ctx)}/usr/lib/x86_64-linux-gnu" if _simulated(ctx) else cards.LIBRARIES
+    files.content(
+        "what loads the driver",
+        f"{PROGRAMS}/onprem-gpu",
+        ctx.render("onprem-gpu.j2", simulated=_simulated(ctx), cdi=_cdi(ctx), libraries=libraries),
+        mode="755",
     )
+    _measurement(ctx, authority, libraries)
 
 
-@step(on=ON, after=("modules",))
-def switch(ctx: Context[Settings]) -> None:
-    """The node has that driver, in the kernel and in user space: emptied before, booted if it has to, let in again."""
+def _simulation(ctx: Context[Settings], authority: str) -> None:
+    """What stands in for cards, and says so."""
+    library = f"{ctx.settings.folder}/simulated-nvml/libnvidia-ml.so.1"
+    files.download("SIMULATED cards", library, ctx.file("simulated-gpu", "libnvidia-ml.so.1"), authority=authority)
+    files.content("SIMULATED cards: which", CARDS, ctx.render("cards.j2", simulated_cards=_simulated_cards(ctx)))
+    text = ctx.render(
+        "onprem-gpu-simulated.j2", root=_root(ctx), boot_default=BOOT_DEFAULT, library=library, cards=CARDS
+    )
+    files.content("SIMULATED cards: boot and driver", f"{PROGRAMS}/onprem-gpu-simulated", text, mode="755")
+
+
+def _simulated_cards(ctx: Context[Settings]) -> Iterable[tuple[str, int, int, int, str, str]]:
+    index = 0
+    for gpu in ctx.node.facts.gpus:
+        model = cards.simulated(gpu.model)
+        for _ in range(gpu.count):
+            name = uuid.uuid5(uuid.NAMESPACE_DNS, f"{index}.{ctx.site.full_name(ctx.node)}")
+            yield gpu.model, model.mebibytes, *model.capability, f"GPU-{name}", f"00000000:{index + 1:02X}:00.0"
+            index += 1
+
+
+def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None:
+    """Metrics, and the look whether all cards answer."""
+    environment = _environment(ctx)
+    python.environment(
+        "what asks the cards", environment, ctx.files("gpu-exporter"), ctx.files("uv"), authority=authority
+    )
+    values = {"simulated": _simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
+    watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, **values)
+    files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
+    for unit in (SERVICE, EXPORTER, WATCH, WATCH.replace("timer", "service")):
+        files.content(f"unit {unit}", f"{UNITS}/{unit}", ctx.render(f"{unit}.j2", **values))
+
+
+@step(on=ON, after=("prepare",))
+def modules(ctx: Context[Settings]) -> OperationFailed | None:
+    """The driver's modules for that kernel, built once in the site, beside what runs.
+
+    Returns why they could not be built: the node's own next step says so, and other nodes go on.
+    """
     pins = _pins(ctx)
-    if _is_there(ctx, pins):
-        apt.pinned("the driver", pins.driver_packages)
-        return
-    plane = endpoint(ctx.site, ctx.nodes("control_plane")[0])
-    with rolling.Turns.take():
-        rolling.drained("no pod works on the node", ctx.node.name, plane)
-        shell.run(
-            "modules where Debian's package takes them from",
-            f"mkdir -p {DEBIANS} && cp --remove-destination {_archive(ctx, pins)} "
-            f"{DEBIANS}/nvidia-current-{pins.driver}.dkms.tar.gz",
-            unless=f"cmp -s {_archive(ctx, pins)} {DEBIANS}/nvidia-current-{pins.driver}.dkms.tar.gz",
-        )
-        apt.pinned("the driver", pins.driver_packages)
-        rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
-        if not ctx.planning and not _is_there(ctx, pins):
-            raise MlopsError(
-                f"{ctx.node.name} booted, and does not run kernel {pins.kernel} with driver {pins.driver}",
-                "The way back is the version before: write it into settings.gpu.driver (or kernel) and deploy again.",
+    archive = _archive(ctx, pins)
+    kept = ctx.state / "gpu" / Path(archive).name
+    try:
+        files.directory("modules as they were built", f"{ctx.settings.folder}/modules")
+        with handing.Maker.first(kept):
+            if kept.exists():
+                handing.handed(f"modules of driver {pins.driver}, as a like node built them", kept, archive)
+                return None
+            build = ctx.render("build.sh.j2", pins=pins, archive=archive)
+            shell.run(
+                f"modules of driver {pins.driver} for kernel {pins.kernel}",
+                f"bash -c {shlex.quote(build)}",
+                unless=f"[ -s {archive} ]",
+                timeout=3600,
             )
-        rolling.let_in("pods come to the node again", ctx.node.name, plane)
+            if not ctx.planning:
+                handing.fetched("these modules, for like nodes", archive, kept)
+    except OperationFailed as failed:
+        return failed
+    return None
+
+
+@step(on=CONTROL_PLANE, only="any")
+def cluster(ctx: Context[Settings]) -> None:
+    """What offers cards to pods, names them, and says who may have them. Nodes get it once their driver is there."""
+    if not ctx.settings.nodes(ctx.site):
+        return
+    authority = ctx.settings_of("node").authority_path
+    manifest = ctx.file("node-feature-discovery-manifest", "nfd-api-crds.yaml")
+    files.download("kinds of feature discovery", f"{FOLDER}/{manifest.name}", manifest, authority=authority, mode="644")
+    files.content("feature discovery", f"{FOLDER}/kustomization.yaml", f"resources: [{manifest.name}]\n")
+    kubectl.apply_folder("kinds of feature discovery", FOLDER, what="feature discovery", last=NODE_FEATURES)
+    namespace = ctx.settings.namespace
+    kubectl.apply("namespace", kubectl.namespace(namespace, level="privileged"), what=f"namespace {namespace}")
+    configuration = json.dumps(_plugin(ctx))
+    text = ctx.render(
+        "cluster.yaml.j2",
+        gate=GATE,
+        configuration=configuration,
+        digest=hashlib.sha256(configuration.encode()).hexdigest()[:16],
+        plugin_image=ctx.image("image-nvidia-device-plugin"),
+        discovery_image=ctx.image("image-node-feature-discovery"),
+        api_port=6443,
+    )
+    kubectl.apply("device plugin and feature discovery", text, what="device plugin and feature discovery")
+    namespaces = json.dumps([name for name, number in ctx.settings.quotas.items() if number])
+    rules = ctx.render("rules.yaml.j2", namespaces=namespaces)
+    kubectl.apply("who may have GPUs", rules, what="GPU quotas")
+    _forget_quotas(ctx)
+
+
+def _plugin(ctx: Context[Settings]) -> Mapping[str, object]:
+    """The configuration of the device plugin and of feature discovery."""
+    flags = {
+        "migStrategy": "single" if ctx.settings.mig else "none",
+        "failOnInitError": True,
+        "deviceDiscoveryStrategy": "nvml",
+        "gdrcopyEnabled": False,
+        "gdsEnabled": False,
+        "mofedEnabled": False,
+        "plugin": {"deviceListStrategy": ["cdi-cri"], "containerDriverRoot": "/driver-root"},
+        "gfd": {"sleepInterval": "60s"},
+    }
+    if ctx.settings.shared_by == 1:
+        return {"version": "v1", "flags": flags}
+    shares = [{"name": ctx.settings.resource, "replicas": ctx.settings.shared_by}]
+    sharing = {"timeSlicing": {"failRequestsGreaterThanOne": True, "resources": shares}}
+    return {"version": "v1", "flags": flags, "sharing": sharing}
+
+
+def _forget_quotas(ctx: Context[Settings]) -> None:
+    found = kubectl.api("/api/v1/resourcequotas?labelSelector=onprem-mlops.local/role=gpu").body.get("items", ())
+    for namespace in sorted(one["metadata"]["namespace"] for one in found):
+        if namespace not in ctx.settings.quotas:
+            kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
+
+
+@step(on=ON, after=("cluster",))
+def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> None:
+    """The node has that driver, in the kernel and in user space: emptied before, booted if it has to, let in again."""
+    if failed := modules.get(ctx.node.name):
+        raise failed
+    pins = _pins(ctx)
+    _keep(ctx, pins)
+    stands = rolling.standing(ctx.node.name, GATE)
+    if not _is_there(ctx, pins) or stands.label != pins.driver or stands.ours:
+        _switch(ctx, pins)
+    apt.pinned("the driver", pins.driver_packages)
+    _services(ctx)
+    python.alone("no environment of an earlier version", _environment(ctx))
+
+
+def _keep(ctx: Context[Settings], pins: Pins) -> None:
+    """The kernel that boots next is the one that the driver runs with."""
+    if _running(ctx) == (pins.kernel, pins.driver):
+        _boot_default(ctx, pins.kernel)
+
+
+def _switch(ctx: Context[Settings], pins: Pins) -> None:
+    planes = _planes(ctx)
+    with rolling.Turns.take():
+        if not _is_there(ctx, pins):
+            rolling.emptied(
+                "no pod works on the node", ctx.node.name, planes, label=GATE, namespace=ctx.settings.namespace
+            )
+            _install(ctx, pins)
+            _begin(ctx, pins)
+        rolling.let_in(
+            "the node offers its GPUs, and pods come again",
+            ctx.node.name,
+            planes,
+            label=GATE,
+            value=pins.driver,
+            resource=ctx.settings.resource,
+            least=ctx.settings.offered(ctx.node),
+        )
+
+
+def _install(ctx: Context[Settings], pins: Pins) -> None:
+    """Packages and modules of the driver. The modules were built before: the packages' own scripts build none."""
+    files.content("nothing is built while the node is empty", NO_BUILDS, "")
+    apt.pinned("the driver", pins.driver_packages)
+    files.absent("other modules are built as ever", NO_BUILDS)
+    version = f"-m nvidia-current -v {pins.driver}"
+    shell.run(
+        f"modules for kernel {pins.kernel}",
+        f"dkms ldtarball --force --archive {_archive(ctx, pins)} >/dev/null && "
+        f'dkms install --force {version} -k {pins.kernel} && [ "$({_built(pins)})" = {pins.driver} ]',
+        unless=f'[ "$({_built(pins)})" = {pins.driver} ]',
+    )
+    _boot_default(ctx, pins.kernel)
+
+
+def _begin(ctx: Context[Settings], pins: Pins) -> None:
+    """The driver runs: loaded anew if the kernel is right and nothing holds on to the old one, else by a boot."""
+    systemd.service("it loads at boot", SERVICE, running=False)
+    if _running(ctx)[0] == pins.kernel:
+        units = f"{WATCH} {EXPORTER} {PERSISTENCE}"
+        shell.run(
+            "the driver that was loaded goes",
+            f"systemctl stop {units} 2>/dev/null; modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia nouveau "
+            "2>/dev/null; true",
+            unless=False,
+        )
+        shell.run("the driver is loaded", f"systemctl restart {SERVICE} || true", unless=False)
+    if ctx.planning:
+        return
+    if not _is_there(ctx, pins):
+        rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
+    if not _is_there(ctx, pins):
+        kernel, loaded = _running(ctx)
+        raise MlopsError(
+            f"{ctx.node.name} booted, and runs kernel {kernel or 'unknown'} with driver {loaded or 'none'}, not "
+            f"{pins.kernel} with {pins.driver}; no pod is sent there, and the other nodes stay as they are",
+            "See `journalctl -b -u onprem-gpu` there. The way back is the version before: write it into "
+            "settings.gpu.driver (or kernel) of site.yaml and deploy again; its modules are still there.",
+        )
+
+
+def _services(ctx: Context[Settings]) -> None:
+    loader = (f"{PROGRAMS}/onprem-gpu", f"{UNITS}/{SERVICE}")
+    systemd.service("the driver is loaded", SERVICE, configuration=loader)
+    if not _simulated(ctx):
+        systemd.service("the driver stays loaded between jobs", PERSISTENCE)
+    systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
+    systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
+
+
+@step(on=CONTROL_PLANE, only="any", after=("driver",))
+def ready(ctx: Context[Settings]) -> None:
+    """Nodes with GPUs are named by what they have."""
+    if ctx.settings.nodes(ctx.site):
+        workloads = ("daemonsets/device-plugin", "daemonsets/feature-discovery", "deployments/nfd-master")
+        kubectl.rolled_out("GPUs are offered and named", *workloads, namespace=ctx.settings.namespace)
+
+
+@removal(on=ON)
+def remove(ctx: Context[Settings]) -> None:
+    """The driver is gone, with what belongs to it; the kernel stays: the node runs with it."""
+    for unit in (WATCH, WATCH.replace("timer", "service"), EXPORTER, SERVICE):
+        systemd.gone(f"no {unit}", unit)
+        files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
+    apt.unheld("packages may be upgraded again")
+    apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, *TOOLS)
+    programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
+    commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
+    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, DKMS, NO_BUILDS, BOOT_DEFAULT)
+    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", "/run/onprem-gpu", "/run/cdi")
+    files.absent("no folders of the role", *folders, recursive=True)
+    systemd.reloaded("systemd forgets the units")
+
+
+@removal(on=CONTROL_PLANE)
+def remove_from_cluster(ctx: Context[Settings]) -> None:
+    """The cluster offers no GPUs and has no rules about them."""
+    if ctx.node != ctx.nodes(CONTROL_PLANE)[0]:
+        return
+    rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
+    kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
+    kubectl.absent("no device plugin and no feature discovery", f"namespace/{ctx.settings.namespace}")
+    kubectl.absent(
+        "no rights of feature discovery",
+        "clusterrole/onprem-mlops-nfd-master",
+        "clusterrolebinding/onprem-mlops-nfd-master",
+    )
+    kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
+    files.absent("no manifests", FOLDER, recursive=True)
 
 
 def _pins(ctx: Context[Settings]) -> Pins:
     return resolved(ctx.package_offers(ARCHIVE), ctx.settings.driver, ctx.settings.kernel)
 
 
+def _simulated(ctx: Context[Settings]) -> bool:
+    return ctx.settings.simulated(ctx.node)
+
+
+def _planes(ctx: Context[Settings]) -> Sequence[Endpoint]:
+    return [endpoint(ctx.site, node) for node in ctx.nodes(CONTROL_PLANE)]
+
+
+def _root(ctx: Context[Settings]) -> str:
+    """Where the libraries of a simulated driver lie."""
+    return f"{ctx.settings.folder}/simulated"
+
+
+def _cdi(ctx: Context[Settings]) -> str:
+    hook = "--nvidia-cdi-hook-path=/usr/local/bin/nvidia-cdi-hook"
+    where = f"--driver-root={_root(ctx)} --dev-root=/ " if _simulated(ctx) else ""
+    return f"{where}{CDI} {hook}"
+
+
+def _environment(ctx: Context[Settings]) -> str:
+    return wheelhouse.environment_path(ENVIRONMENTS, ctx.files("gpu-exporter"))
+
+
 def _archive(ctx: Context[Settings], pins: Pins) -> str:
     return f"{ctx.settings.folder}/modules/{pins.driver}-{pins.kernel}.tar.gz"
 
 
+def _built(pins: Pins) -> str:
+    """Shell: the version of the driver's module for the kernel, as it lies on the disk."""
+    return f"modinfo -F version /lib/modules/{pins.kernel}/updates/dkms/nvidia-current.ko 2>/dev/null"
+
+
+def _boot_default(ctx: Context[Settings], kernel: str, *, unless_there: bool = False) -> None:
+    """Boot this kernel, where the node boots by GRUB."""
+    if unless_there and probe(f"[ -e {BOOT_DEFAULT} ]").ok:
+        return
+    files.content(f"kernel {kernel} boots", BOOT_DEFAULT, ctx.render("boot-default.cfg.j2", kernel=kernel))
+    chosen = f"grep -q 'set default=\"[^\"]*>gnulinux-{kernel}-advanced-' /boot/grub/grub.cfg"
+    shell.run(
+        f"the boot loader knows that kernel {kernel} boots",
+        f"update-grub && {chosen}",
+        unless=f"! command -v update-grub || ! [ -e /boot/vmlinuz-{kernel} ] || {chosen}",
+    )
+
+
+def _running(ctx: Context[Settings]) -> tuple[str, str]:
+    """Kernel and driver that the node runs with, empty if there is none. Simulated: what its last boot would have."""
+    if _simulated(ctx):
+        said = probe("cat /run/onprem-gpu/kernel; sed -n 's/^driver\\t\\([^\\t]*\\).*/\\1/p' /run/onprem-gpu/simulated")
+    else:
+        said = probe("uname -r; cat /sys/module/nvidia/version")
+    kernel, loaded = ([*said.text.split(), "", ""])[:2]
+    return kernel.replace("none", ""), loaded
+
+
 def _is_there(ctx: Context[Settings], pins: Pins) -> bool:
-    """Whether the node runs the pinned kernel with the pinned driver loaded. Simulated: what a boot would have loaded."""
-    loaded = "/run/onprem-gpu/loaded" if ctx.settings.simulated(ctx.node) else "/sys/module/nvidia/version"
-    running = f"cat {ctx.settings.folder}/booted" if ctx.settings.simulated(ctx.node) else "uname -r"
-    said = probe(f"cat {loaded}; {running}").text.split()
-    return said == [pins.driver, pins.kernel]
+    """Whether the node runs the pinned kernel with the pinned driver loaded, and its libraries are of that version."""
+    installed = probe("dpkg-query -W -f '${Package} ${Version}\\n' " + " ".join(pins.driver_packages)).text.splitlines()
+    wanted = [f"{name} {version}" for name, version in pins.driver_packages.items()]
+    return _running(ctx) == (pins.kernel, pins.driver) and sorted(installed) == sorted(wanted)

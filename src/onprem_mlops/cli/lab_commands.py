@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onprem_mlops.lab import LabSpec
     from onprem_mlops.site import Site
 
-LABS = {"lab": "lab", "ha": "lab-ha"}
+LABS = {"lab": "lab", "ha": "lab-ha", "gpu": "lab-gpu"}
 """Names that `--site` takes, and their folders below inventories/."""
 
 SiteName = Annotated[str, typer.Option("--site", help="lab (four nodes) or ha (three control planes).")]

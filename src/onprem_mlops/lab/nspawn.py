@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from onprem_mlops.lab.folders import NodeFolders
@@ -13,13 +14,14 @@ REBOOT_STATUS = 133
 _UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers")
 """There if this machine has control groups of version 2 alone."""
 
-_MODULES = Path("/lib/modules")
+_MODULES = Path("/lib/modules") / os.uname().release
 
 
 def command(spec: LabSpec, node: LabNode, folders: NodeFolders) -> list[str]:
     """systemd-nspawn with what a Kubernetes node needs; the caller has put this process into its control groups."""
     binds = [f"--bind={data_folder(folders, path)}:{path}" for path in spec.data_folders]
-    # Nodes share this machine's kernel, so its modules are theirs to load, if it has any.
+    # Nodes share this machine's kernel, so its modules are theirs to load, if it has any. Those of kernels that a role
+    # lays down on a node lie beside them.
     modules = [f"--bind-ro={_MODULES}"] if _MODULES.is_dir() else []
     return [
         "systemd-nspawn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +57,7 @@ class _Loader:
         for name in _PLAIN_SECTIONS:
             parts[name] = self._section(name)
         nodes = self._nodes()
-        on = self._roles_on()
+        on = self._roles_on([node for node in nodes if node is not None])
         settings = self._settings(on)
         checks.check_parts(
             document, checks.Parts(parts.get("networks"), nodes, on, self._roles, parts.get("ssh"), parts.get("lab"))
@@ -122,9 +122,9 @@ class _Loader:
             return None
         return value
 
-    def _roles_on(self) -> tuple[str, ...]:
+    def _roles_on(self, nodes: Sequence[Node]) -> tuple[str, ...]:
         if not self._document.has(("roles",)):
-            return tuple(self._roles)
+            return tuple(name for name, role in self._roles.items() if role.settings.wanted(nodes))
         on: dict[str, None] = {}
         for index, name in enumerate(self._list("roles") or ()):
             loc = ("roles", index)

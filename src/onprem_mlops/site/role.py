@@ -172,6 +172,11 @@ class RoleSettings(BaseModel):
     requires: ClassVar[tuple[str, ...]] = ()
     """Roles without which this one cannot be on."""
 
+    @classmethod
+    def wanted(cls, nodes: Iterable[Node]) -> bool:
+        """Whether a site with these nodes has the role though its site file names no roles."""
+        return True
+
     def secrets(self, site: Site) -> Iterable[Secret]:
         """Secrets to generate once for the site."""
         return ()
@@ -182,6 +187,10 @@ class RoleSettings(BaseModel):
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:
         """Ports to open on ``node``."""
+        return ()
+
+    def taints(self, site: Site, node: Node) -> Iterable[str]:
+        """Kubernetes taints of ``node``, each `key=value:Effect`, beside those that the site file gives it."""
         return ()
 
     def names(self, site: Site) -> Mapping[str, IPv4Address | tuple[IPv4Address, ...]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.context import host
 
 from onprem_mlops.engine.connector import FramedConnector
+from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.engine.operations.guard import output
 from onprem_mlops.engine.operations.kubectl import KUBECTL
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 600
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
+OFFER_SECONDS = 180
+EMPTIED = "onprem-mlops.local/emptied"
+"""Annotation of a node that we cordoned, and that we may let in again."""
+OWN_KUBECTL = "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/kubelet.conf"
+"""kubectl with the node's own account."""
 _BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -58,23 +65,27 @@ class Turns:
 
 
 class Elsewhere(Command):
-    """A command on another node, over a connection of its own."""
+    """A command on the first of some other nodes that can be reached, over a connection of its own."""
 
-    def __init__(self, endpoint: Endpoint, command: str, *, seconds: int) -> None:
-        super().__init__(f": on {endpoint.name}: {command}")
-        self._endpoint, self._shell, self._seconds = endpoint, command, seconds
+    def __init__(self, endpoints: Sequence[Endpoint], command: str, *, seconds: int) -> None:
+        super().__init__(f": on {' or '.join(one.name for one in endpoints)}: {command}")
+        self._endpoints, self._shell, self._seconds = endpoints, command, seconds
 
     def carry_out(self, state: State, host: Host, connector_arguments: Any) -> Any:
         """Success, and what it said there."""
-        connection = Connection(self._endpoint)
-        try:
-            connection.connect()
-            done = connection.run(self._shell, timeout=self._seconds)
-        except MlopsError as error:
-            return False, output(error.message, error=True)
-        finally:
-            connection.close()
-        return done.status == 0, output(f"{done.text}\n{done.error_text}", error=done.status != 0)
+        silent = []
+        for endpoint in self._endpoints:
+            connection = Connection(endpoint)
+            try:
+                connection.connect()
+                done = connection.run(self._shell, timeout=self._seconds)
+            except MlopsError as error:
+                silent.append(error.message)
+                continue
+            finally:
+                connection.close()
+            return done.status == 0, output(f"{done.text}\n{done.error_text}", error=done.status != 0)
+        return False, output("\n".join(silent), error=True)
 
 
 class Boot(Command):
@@ -106,18 +117,61 @@ class Boot(Command):
         return False, output(f"{host.name} was told to boot and is not back after {self._seconds} s: {why}", error=True)
 
 
-@operation
-def drained(name: str, plane: Endpoint) -> Iterator[Command]:
-    """No pod runs on a node but those of DaemonSets, and none is sent there. Disruption budgets are kept.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a node stands in the cluster."""
+
+    ours: bool
+    """It was cordoned by us, and waits to be let in: a person's cordon is theirs to take back."""
+    label: str
+    """The label that lets the pods in that need what the node was emptied for; empty if it has none."""
+
+
+def standing(name: str, label: str) -> Standing:
+    """How the current node stands, by its own account with the cluster.
 
     Args:
         name: of the node in the cluster.
-        plane: a control plane.
+        label: key of a label.
     """
+    template = f'{{{{index .metadata.annotations "{EMPTIED}"}}}} {{{{index .metadata.labels "{label}"}}}}'
+    said = probe(f"{OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)}").text
+    emptied, value = [*said.replace("<no value>", "-").split(), "-", "-"][:2]
+    return Standing(emptied != "-", "" if value == "-" else value)
+
+
+@operation
+def emptied(name: str, planes: Sequence[Endpoint], *, label: str, namespace: str) -> Iterator[Command]:
+    """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
+
+    A node that cannot be emptied is let in again, as it was.
+
+    Args:
+        name: of the node in the cluster.
+        planes: control planes, to ask one of.
+        label: key of the label that daemon sets want which use what is to be changed. It is taken off the node.
+        namespace: of these daemon sets: its pods must be gone from the node, too.
+    """
+    node = shlex.quote(name)
     yield Elsewhere(
-        plane,
-        f"{KUBECTL} drain {shlex.quote(name)} --ignore-daemonsets --delete-emptydir-data --timeout={DRAIN_SECONDS}s",
-        seconds=DRAIN_SECONDS + 60,
+        planes,
+        f"{KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}' | grep -q true "
+        f"|| {KUBECTL} annotate node {node} {EMPTIED}=true --overwrite >/dev/null\n"
+        f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
+        f"--timeout={DRAIN_SECONDS}s >&2 || {{ {_uncordon(node)}; echo '{name} stays as it is' >&2; exit 1; }}\n"
+        f"{KUBECTL} label node {node} {label}- >/dev/null\n"
+        f"i=0; while {KUBECTL} get pods -n {namespace} --field-selector spec.nodeName={node} -o name | grep -q .; do "
+        f"i=$((i + 1)); [ $i -lt 120 ] || {{ echo 'pods of namespace {namespace} do not leave {name}' >&2; exit 1; }}; "
+        "sleep 0.5; done",
+        seconds=DRAIN_SECONDS + 120,
+    )
+
+
+def _uncordon(node: str) -> str:
+    """Shell: take our own cordon back."""
+    return (
+        f"if {KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}' | grep -q {EMPTIED}; then "
+        f"{KUBECTL} uncordon {node} && {KUBECTL} annotate node {node} {EMPTIED}- >/dev/null; fi"
     )
 
 
@@ -128,11 +182,31 @@ def booted(*, seconds: int = BOOT_SECONDS) -> Iterator[Command]:
 
 
 @operation
-def let_in(name: str, plane: Endpoint) -> Iterator[Command]:
-    """The node is ready, and pods are sent there again."""
+def let_in(
+    name: str, planes: Sequence[Endpoint], *, label: str, value: str, resource: str, least: int
+) -> Iterator[Command]:
+    """The node is ready and offers what it has; pods are sent there again, unless a person cordoned it.
+
+    Args:
+        name: of the node in the cluster.
+        planes: control planes, to ask one of.
+        label: key of the label that daemon sets wait for.
+        value: its value.
+        resource: what the node must offer before pods come, such as nvidia.com/gpu.
+        least: how many of it.
+    """
     node = shlex.quote(name)
+    offered = f"{KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
     yield Elsewhere(
-        plane,
-        f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s && {KUBECTL} uncordon {node}",
-        seconds=BOOT_SECONDS + 60,
+        planes,
+        f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s >&2 "
+        f"&& {KUBECTL} label node {node} {label}={value} --overwrite >/dev/null || exit 1\n"
+        f"end=$(( $(date +%s) + {OFFER_SECONDS} ))\n"
+        f'until n=$({offered}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
+        "  [ $(date +%s) -lt $end ] && sleep 1 && continue\n"
+        f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
+        f'it stays cordoned" >&2\n'
+        f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide >&2; exit 1\ndone\n"
+        f"{_uncordon(node)}",
+        seconds=BOOT_SECONDS + OFFER_SECONDS + 60,
     )
