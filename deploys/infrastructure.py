@@ -41,11 +41,11 @@ PHASE = Phase(
                 "ready": needs("kubernetes.mark"),
             },
         ),
-        # Modules are built while the cluster is made; the driver is switched once its pods can be moved.
+        # Nobody waits for a GPU node's kernel and modules: they come once it has joined, beside what others still do.
         Use(
             "gpu",
             steps={
-                "prepare": needs(here=("node.packages",)),
+                "prepare": needs(here=("node.packages", "kubernetes.join")),
                 "cluster": needs("kubernetes.init", here=("kubernetes.join_control_plane",)),
                 "driver": needs("kubernetes.mark", "network.ready", here=("network.connected", "kubernetes.services")),
             },

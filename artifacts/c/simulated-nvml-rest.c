@@ -189,7 +189,6 @@ int nvmlDeviceGetTargetFanSpeed(void) { return 3; }
 int nvmlDeviceGetTemperatureThreshold(void) { return 3; }
 int nvmlDeviceGetTemperatureV(void) { return 3; }
 int nvmlDeviceGetThermalSettings(void) { return 3; }
-int nvmlDeviceGetTopologyCommonAncestor(void) { return 3; }
 int nvmlDeviceGetTopologyNearestGpus(void) { return 3; }
 int nvmlDeviceGetTotalEccErrors(void) { return 3; }
 int nvmlDeviceGetTotalEnergyConsumption(void) { return 3; }

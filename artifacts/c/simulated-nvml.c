@@ -243,6 +243,14 @@ nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t card, unsigned int *fou
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, nvmlGpuTopologyLevel_t *level)
+{
+    NEEDS(one);
+    NEEDS(other);
+    *level = NVML_TOPOLOGY_SYSTEM;
+    return NVML_SUCCESS;
+}
+
 /* --- how it is: at rest, and always the same */
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t card, nvmlMemory_t *memory)

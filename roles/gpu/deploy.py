@@ -34,17 +34,27 @@ DKMS = "/etc/dkms/nvidia-current.conf"
 NO_BUILDS = "/etc/dkms/no-autoinstall"
 BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
 CARDS = "/etc/onprem-gpu/cards"
+QUIET = "/etc/modprobe.d/00-onprem-gpu-simulated.conf"
 PROGRAMS = "/usr/local/sbin"
 COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
 UNITS = "/etc/systemd/system"
 SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
 PERSISTENCE = "nvidia-persistenced.service"
 ENVIRONMENTS = "/opt/onprem-gpu"
-TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3")
+TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3", "zstd")
 META = ("linux-image-amd64", "linux-headers-amd64")
 """Packages that bring the newest kernel along. A node that has them keeps them, held."""
 CDI = "--vendor=k8s.device-plugin.nvidia.com --class=gpu --device-name-strategy=uuid"
 FOLDER = "/etc/kubernetes/addons/gpu"
+OWN = "onprem-mlops.local/role=gpu"
+"""Label of the role's pods in namespace kube-system."""
+WORKLOADS = ("daemonsets/nvidia-device-plugin", "daemonsets/gpu-feature-discovery", "deployments/nfd-master")
+OTHERS = (
+    "configmap/nvidia-device-plugin",
+    "networkpolicy/gpu",
+    "serviceaccount/nfd-master",
+    *(f"{kind}/gpu-feature-discovery" for kind in ("rolebinding", "role", "serviceaccount")),
+)
 NODE_FEATURES = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodefeatures.nfd.k8s-sigs.io"
 
 
@@ -112,13 +122,15 @@ def prepare(ctx: Context[Settings]) -> None:
 
 def _simulation(ctx: Context[Settings], authority: str) -> None:
     """What stands in for cards, and says so."""
-    library = f"{ctx.settings.folder}/simulated-nvml/libnvidia-ml.so.1"
+    library = _library(ctx)
     files.download("SIMULATED cards", library, ctx.file("simulated-gpu", "libnvidia-ml.so.1"), authority=authority)
     files.content("SIMULATED cards: which", CARDS, ctx.render("cards.j2", simulated_cards=_simulated_cards(ctx)))
     text = ctx.render(
         "onprem-gpu-simulated.j2", root=_root(ctx), boot_default=BOOT_DEFAULT, library=library, cards=CARDS
     )
     files.content("SIMULATED cards: boot and driver", f"{PROGRAMS}/onprem-gpu-simulated", text, mode="755")
+    # The packages have systemd load the driver, into a kernel that it was not built for.
+    files.content("SIMULATED cards: no kernel loads the driver", QUIET, "install nvidia-drm /bin/true\n")
 
 
 def _simulated_cards(ctx: Context[Settings]) -> Iterable[tuple[str, int, int, int, str, str]]:
@@ -183,12 +195,11 @@ def cluster(ctx: Context[Settings]) -> None:
     files.download("kinds of feature discovery", f"{FOLDER}/{manifest.name}", manifest, authority=authority, mode="644")
     files.content("feature discovery", f"{FOLDER}/kustomization.yaml", f"resources: [{manifest.name}]\n")
     kubectl.apply_folder("kinds of feature discovery", FOLDER, what="feature discovery", last=NODE_FEATURES)
-    namespace = ctx.settings.namespace
-    kubectl.apply("namespace", kubectl.namespace(namespace, level="privileged"), what=f"namespace {namespace}")
     configuration = json.dumps(_plugin(ctx))
     text = ctx.render(
         "cluster.yaml.j2",
         gate=GATE,
+        own=OWN.replace("=", ": "),
         configuration=configuration,
         digest=hashlib.sha256(configuration.encode()).hexdigest()[:16],
         plugin_image=ctx.image("image-nvidia-device-plugin"),
@@ -197,8 +208,10 @@ def cluster(ctx: Context[Settings]) -> None:
     )
     kubectl.apply("device plugin and feature discovery", text, what="device plugin and feature discovery")
     namespaces = json.dumps([name for name, number in ctx.settings.quotas.items() if number])
-    rules = ctx.render("rules.yaml.j2", namespaces=namespaces)
-    kubectl.apply("who may have GPUs", rules, what="GPU quotas")
+    kubectl.apply("who may have GPUs", ctx.render("rules.yaml.j2", namespaces=namespaces), what="rules of GPUs")
+    for name, number in ctx.settings.quotas.items():
+        text = kubectl.namespace(name, level="baseline") + ctx.render("quota.yaml.j2", namespace=name, cards=number)
+        kubectl.apply(f"quota of namespace {name}", text, what=f"quota of namespace {name}")
     _forget_quotas(ctx)
 
 
@@ -252,10 +265,9 @@ def _keep(ctx: Context[Settings], pins: Pins) -> None:
 def _switch(ctx: Context[Settings], pins: Pins) -> None:
     planes = _planes(ctx)
     with rolling.Turns.take():
+        # Also where only the node is to be let in again: what gave up its cards looks at them anew.
+        rolling.emptied("no pod works on the node", ctx.node.name, planes, label=GATE, leaving=OWN)
         if not _is_there(ctx, pins):
-            rolling.emptied(
-                "no pod works on the node", ctx.node.name, planes, label=GATE, namespace=ctx.settings.namespace
-            )
             _install(ctx, pins)
             _begin(ctx, pins)
         rolling.let_in(
@@ -311,8 +323,9 @@ def _begin(ctx: Context[Settings], pins: Pins) -> None:
 
 
 def _services(ctx: Context[Settings]) -> None:
-    loader = (f"{PROGRAMS}/onprem-gpu", f"{UNITS}/{SERVICE}")
-    systemd.service("the driver is loaded", SERVICE, configuration=loader)
+    loader = (f"{PROGRAMS}/onprem-gpu", *(f"/usr/local/bin/{name}" for name in COMMANDS))
+    simulation = (f"{PROGRAMS}/onprem-gpu-simulated", CARDS, _library(ctx)) if _simulated(ctx) else ()
+    systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation))
     if not _simulated(ctx):
         systemd.service("the driver stays loaded between jobs", PERSISTENCE)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
@@ -323,8 +336,7 @@ def _services(ctx: Context[Settings]) -> None:
 def ready(ctx: Context[Settings]) -> None:
     """Nodes with GPUs are named by what they have."""
     if ctx.settings.nodes(ctx.site):
-        workloads = ("daemonsets/device-plugin", "daemonsets/feature-discovery", "deployments/nfd-master")
-        kubectl.rolled_out("GPUs are offered and named", *workloads, namespace=ctx.settings.namespace)
+        kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system")
 
 
 @removal(on=ON)
@@ -337,7 +349,7 @@ def remove(ctx: Context[Settings]) -> None:
     apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, *TOOLS)
     programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
     commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
-    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, DKMS, NO_BUILDS, BOOT_DEFAULT)
+    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, DKMS, NO_BUILDS, BOOT_DEFAULT)
     folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", "/run/onprem-gpu", "/run/cdi")
     files.absent("no folders of the role", *folders, recursive=True)
     systemd.reloaded("systemd forgets the units")
@@ -350,12 +362,11 @@ def remove_from_cluster(ctx: Context[Settings]) -> None:
         return
     rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
     kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
-    kubectl.absent("no device plugin and no feature discovery", f"namespace/{ctx.settings.namespace}")
-    kubectl.absent(
-        "no rights of feature discovery",
-        "clusterrole/onprem-mlops-nfd-master",
-        "clusterrolebinding/onprem-mlops-nfd-master",
-    )
+    kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
+    rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
+    kubectl.absent("no rights of feature discovery", *rights)
+    for name in ctx.settings.quotas:
+        kubectl.absent(f"namespace {name} has no quota any more", "resourcequota/gpu", namespace=name)
     kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
     files.absent("no manifests", FOLDER, recursive=True)
 
@@ -375,6 +386,11 @@ def _planes(ctx: Context[Settings]) -> Sequence[Endpoint]:
 def _root(ctx: Context[Settings]) -> str:
     """Where the libraries of a simulated driver lie."""
     return f"{ctx.settings.folder}/simulated"
+
+
+def _library(ctx: Context[Settings]) -> str:
+    """What answers for simulated cards."""
+    return f"{ctx.settings.folder}/simulated-nvml/libnvidia-ml.so.1"
 
 
 def _cdi(ctx: Context[Settings]) -> str:

@@ -24,8 +24,6 @@ class Settings(RoleSettings):
     """What the role keeps on a node: modules as they were built, so that there is a way back."""
     resource: ClassVar[str] = "nvidia.com/gpu"
     """What pods ask for, and the key of the taint."""
-    namespace: ClassVar[str] = "gpu"
-    """Where the parts in the cluster run. Its pods see all cards, so only administrators may start any."""
 
     driver: str | None = Field(
         None,

@@ -13,7 +13,7 @@ from onprem_mlops.engine.operations import apt, containers, files, kubeadm, kube
 from onprem_mlops.engine.operations.kubeadm import Admission
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, KnownLater, removal, step
-from onprem_mlops.site import Hidden, Node, Site
+from onprem_mlops.site import Hidden
 
 from .settings import Settings
 
@@ -299,13 +299,8 @@ def mark(ctx: Context[Settings], state: dict[str, str]) -> None:
                 f"labels and taints of {node.name}",
                 node.name,
                 labels=labels,
-                taints=_taints(ctx.site, node),
+                taints=ctx.site.taints_of(node),
             )
-
-
-def _taints(site: Site, node: Node) -> tuple[str, ...]:
-    declared = (taint for settings in site.role_settings.values() for taint in settings.taints(site, node))
-    return tuple(dict.fromkeys((*(str(one) for one in node.taints), *declared)))
 
 
 @step(on=CONTROL_PLANE, after=("settled",))

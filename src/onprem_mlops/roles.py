@@ -17,7 +17,16 @@ from onprem_mlops.site.role import (
     find_roles,
     gateway_sources,
 )
-from onprem_mlops.steps import Context, KnownLater, Pending, PublishedFile, admission, removal, step
+from onprem_mlops.steps import (
+    Context,
+    KnownLater,
+    Pending,
+    PublishedFile,
+    admission,
+    package_offers,
+    removal,
+    step,
+)
 
 __all__ = [
     "ALL",
@@ -38,6 +47,7 @@ __all__ = [
     "admission",
     "find_roles",
     "gateway_sources",
+    "package_offers",
     "removal",
     "step",
 ]

@@ -235,8 +235,7 @@ class Context(Generic[S]):
 
     def package_offers(self, archive: str) -> Mapping[str, tuple[str, ...]]:
         """Package → all versions that the mirror serves in an apt archive, such as `bookworm-gpu`."""
-        path = f"apt/{archive}/Packages"
-        return next((_versions(file.source) for file in self.tree() if str(file.path) == path), {})
+        return package_offers(self.tree(), archive)
 
     def settings_of(self, role: str) -> Any:
         """Another role's settings: what a role declares is open to all, its folder is not."""
@@ -254,6 +253,12 @@ class Context(Generic[S]):
     @cached_property
     def _templates(self) -> jinja2.Environment:
         return _environment(self.folder / "templates")
+
+
+def package_offers(tree: Iterable[TreeFile], archive: str) -> Mapping[str, tuple[str, ...]]:
+    """Package → all versions in an apt archive of a tree of the mirror's; empty if it has none of that name."""
+    path = f"apt/{archive}/Packages"
+    return next((_versions(file.source) for file in tree if str(file.path) == path), {})
 
 
 @cache

@@ -128,7 +128,7 @@ def test_labels(site: Site, shown: Mapping[str, Any]) -> None:
 
 
 def test_taints(site: Site, shown: Mapping[str, Any]) -> None:
-    """Every node has the taints of the site file, and no others.
+    """Every node has the taints of the site file and of its roles, and no others.
 
     The cluster's own marks of a node's condition do not count; whether nodes are ready is another check.
     """
@@ -140,7 +140,7 @@ def test_taints(site: Site, shown: Mapping[str, Any]) -> None:
             for one in spec.get("taints", ())
             if not one["key"].startswith("node.kubernetes.io/")
         }
-        wanted = {str(taint) for taint in node.taints}
+        wanted = set(site.taints_of(node))
         if "control_plane" in node.groups and "worker" not in node.groups:
             wanted.add(PLANE_TAINT)
         wrong += (

@@ -267,6 +267,11 @@ class Site(Section):
         known = ", ".join(node.name for node in self.nodes)
         raise RequestError(f"site {self.name} has no node {name}", f"Its nodes: {known}.")
 
+    def taints_of(self, node: Node) -> tuple[str, ...]:
+        """Kubernetes taints of a node, each `key=value:Effect`: the site file's, and those that roles declare."""
+        declared = (taint for settings in self.role_settings.values() for taint in settings.taints(self, node))
+        return tuple(dict.fromkeys((*(str(one) for one in node.taints), *declared)))
+
     def in_group(self, *groups: str) -> tuple[Node, ...]:
         """Nodes in any of the groups, in the order of the site file; ``"all"`` is every node."""
         if ALL in groups:

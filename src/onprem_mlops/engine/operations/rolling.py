@@ -141,7 +141,7 @@ def standing(name: str, label: str) -> Standing:
 
 
 @operation
-def emptied(name: str, planes: Sequence[Endpoint], *, label: str, namespace: str) -> Iterator[Command]:
+def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str) -> Iterator[Command]:
     """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
 
     A node that cannot be emptied is let in again, as it was.
@@ -150,7 +150,7 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, namespace: str
         name: of the node in the cluster.
         planes: control planes, to ask one of.
         label: key of the label that daemon sets want which use what is to be changed. It is taken off the node.
-        namespace: of these daemon sets: its pods must be gone from the node, too.
+        leaving: selector of these daemon sets' pods, which must be gone from the node, too.
     """
     node = shlex.quote(name)
     yield Elsewhere(
@@ -160,8 +160,8 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, namespace: str
         f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
         f"--timeout={DRAIN_SECONDS}s >&2 || {{ {_uncordon(node)}; echo '{name} stays as it is' >&2; exit 1; }}\n"
         f"{KUBECTL} label node {node} {label}- >/dev/null\n"
-        f"i=0; while {KUBECTL} get pods -n {namespace} --field-selector spec.nodeName={node} -o name | grep -q .; do "
-        f"i=$((i + 1)); [ $i -lt 120 ] || {{ echo 'pods of namespace {namespace} do not leave {name}' >&2; exit 1; }}; "
+        f"i=0; while {KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name | grep -q .; do "
+        f"i=$((i + 1)); [ $i -lt 120 ] || {{ echo 'pods with {leaving} do not leave {name}' >&2; exit 1; }}; "
         "sleep 0.5; done",
         seconds=DRAIN_SECONDS + 120,
     )

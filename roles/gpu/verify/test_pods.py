@@ -1,0 +1,228 @@
+"""What the cluster makes of the cards: who gets one, who does not, and what a pod sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from onprem_mlops.artifacts import Store
+from onprem_mlops.verify.suite import Cluster, NotChecked, Site, namespace, until
+from roles.gpu.settings import Settings
+
+START_SECONDS = 60
+SEEN = "ls -d /dev/nvidia[0-9]* 2>/dev/null | wc -l; nvidia-smi -L 2>/dev/null; echo end"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace for pods of these checks. The rules of GPUs do not hold there, but where a check says so."""
+
+    cluster: Cluster
+    name: str
+
+    @property
+    def pods(self) -> str:
+        return f"/api/v1/namespaces/{self.name}/pods"
+
+    def phase(self, pod: str) -> str:
+        return str(self.cluster.get(f"{self.pods}/{pod}")["status"].get("phase", ""))
+
+    def why(self, pod: str) -> str:
+        status = self.cluster.get(f"{self.pods}/{pod}")["status"]
+        waiting = [
+            one.get("state", {}).get("waiting", {}).get("message", "") for one in status.get("containerStatuses", ())
+        ]
+        said = [*(one.get("message", "") for one in status.get("conditions", ())), *waiting, status.get("message", "")]
+        return "; ".join(dict.fromkeys(one for one in said if one))
+
+
+def pod(name: str, *, gpus: int = 0, node: str = "", on: str = "", tolerates: bool = False) -> dict[str, Any]:
+    """A pod without any privilege.
+
+    Args:
+        name: its name.
+        gpus: how many it asks for.
+        node: the node that it is sent to past the scheduler.
+        on: the node that the scheduler is to choose.
+        tolerates: whether it tolerates the taint of GPU nodes by its own word.
+    """
+    limits = {"memory": "64Mi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    container = {
+        "name": "look",
+        "image": Store().image("image-netcheck"),
+        "command": ["sleep", "600"],
+        # What would make NVIDIA's own container runtime hand out all cards.
+        "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": limits},
+    }
+    spec: dict[str, Any] = {
+        "containers": [container],
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    if node:
+        spec["nodeName"] = node
+    if on:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": on}
+    if tolerates:
+        spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Cluster) -> Iterator[Place]:
+    """A namespace of its own."""
+    with namespace(cluster, "gpu") as name:
+        accounts = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+        assert until(lambda: cluster.request("GET", accounts).status == 200, 20), f"namespace {name} has no account"
+        yield Place(cluster, name)
+
+
+@pytest.fixture
+def started(place: Place) -> Iterator[Callable[[dict[str, Any]], str]]:
+    """Start a pod and wait until it runs; it goes with the check."""
+    names: list[str] = []
+
+    def start(manifest: dict[str, Any]) -> str:
+        name = str(manifest["metadata"]["name"])
+        names.append(name)
+        place.cluster.create(place.pods, manifest)
+        until(lambda: place.phase(name) in ("Running", "Failed"), START_SECONDS, 0.5)
+        if place.phase(name) != "Running":
+            why = place.why(name)
+            if "Insufficient nvidia.com/gpu" in why and "had untolerated" not in why:
+                raise NotChecked(f"all GPUs are in use: {why}", "Verify again once one is free.")
+            raise AssertionError(f"pod {name} does not run after {START_SECONDS} s: {why}")
+        return name
+
+    yield start
+    for name in names:
+        place.cluster.delete(f"{place.pods}/{name}")
+    for name in names:
+        until(lambda name=name: place.cluster.request("GET", f"{place.pods}/{name}").status == 404, 30)  # type: ignore[misc]
+
+
+def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
+    """What the API server says to a pod in namespace `default`; empty if it would take it. None is made."""
+    answer = cluster.request("POST", "/api/v1/namespaces/default/pods?dryRun=All", manifest)
+    return "" if answer.status in (200, 201) else answer.text
+
+
+def test_offered(cluster: Cluster, site: Site, settings: Settings, record_property: object) -> None:
+    """Every GPU node offers as many GPUs as it has, times those who share one."""
+    assert callable(record_property)
+    found = []
+    for node in settings.nodes(site):
+        status = cluster.get(f"/api/v1/nodes/{node.name}")["status"]
+        offered = int(status["allocatable"].get(settings.resource, 0))
+        wanted = settings.offered(node)
+        right = offered >= wanted if settings.mig else offered == wanted
+        assert right, f"{node.name} offers {offered} {settings.resource}, not {wanted}"
+        found.append(f"{node.name} {offered}{' (SIMULATED)' if settings.simulated(node) else ''}")
+    record_property("found", ", ".join(found))
+
+
+def test_named(cluster: Cluster, site: Site, settings: Settings) -> None:
+    """Feature discovery names each node's cards, and says of simulated ones that they are."""
+    for node in settings.nodes(site):
+        labels = cluster.get(f"/api/v1/nodes/{node.name}")["metadata"]["labels"]
+        product = labels.get("nvidia.com/gpu.product", "")
+        models = [gpu.model for gpu in node.facts.gpus]
+        assert any(model in product for model in models), (
+            f"{node.name} is labelled {product or 'nothing'}, not {models}"
+        )
+        assert ("SIMULATED" in product) is settings.simulated(node), f"{node.name} is labelled {product}"
+        for key in ("nvidia.com/gpu.memory", "nvidia.com/gpu.count", "nvidia.com/cuda.driver-version.full"):
+            assert key in labels, f"{node.name} has no label {key}"
+
+
+def test_parts_run(cluster: Cluster, site: Site, settings: Settings) -> None:
+    """Device plugin and feature discovery run on every GPU node, and do not begin again and again."""
+    pods = cluster.items("/api/v1/namespaces/kube-system/pods")
+    for node in settings.nodes(site):
+        here = {
+            one["metadata"].get("labels", {}).get("app"): one
+            for one in pods
+            if one["spec"].get("nodeName") == node.name
+        }
+        for app in ("nvidia-device-plugin", "gpu-feature-discovery"):
+            assert app in here, f"{node.name}: no pod of {app}"
+            states = here[app]["status"].get("containerStatuses", ())
+            wrong = [one for one in states if not one["ready"] or one["restartCount"] > 5]
+            assert not wrong, f"{node.name}: {app} is not ready, or began {wrong[0]['restartCount']} times anew"
+
+
+@pytest.mark.limit(150)
+def test_pod_sees_what_it_asked_for(
+    place: Place, started: Callable[[dict[str, Any]], str], site: Site, settings: Settings
+) -> None:
+    """A pod that asks for one GPU sees exactly one; where cards are real, NVML in the pod says so."""
+    node = settings.nodes(site)[0]
+    name = started(pod("one", gpus=1, on=node.name))
+    said = place.cluster.exec(place.name, name, "bash", "-c", SEEN).stdout.split("\n")
+    assert said[0] == "1", f"a pod that asked for one GPU sees {said[0]} on {node.name}"
+    if not settings.simulated(node):
+        named = [line for line in said if line.startswith("GPU ")]
+        assert len(named) == 1, f"nvidia-smi in a pod that asked for one GPU shows {named}"
+
+
+@pytest.mark.limit(150)
+def test_pod_sees_none_unasked(
+    place: Place, started: Callable[[dict[str, Any]], str], site: Site, settings: Settings
+) -> None:
+    """A pod without privileges that asks for no GPU sees none, whatever it writes into its environment."""
+    node = settings.nodes(site)[0]
+    name = started(pod("none", node=node.name))
+    said = place.cluster.exec(place.name, name, "bash", "-c", "ls -d /dev/nvidia* /driver-root 2>/dev/null | wc -l")
+    assert said.stdout.strip() == "0", f"a pod that asked for no GPU sees devices of {node.name}"
+
+
+def test_others_stay_away(place: Place, site: Site, settings: Settings) -> None:
+    """The scheduler sends no pod to a GPU node that asks for no GPU."""
+    node = settings.nodes(site)[0]
+    place.cluster.create(place.pods, pod("other", on=node.name))
+    try:
+        assert until(lambda: "untolerated taint" in place.why("other"), 30), (
+            f"a pod without GPU that wants {node.name} is {place.phase('other')}: {place.why('other')}"
+        )
+    finally:
+        place.cluster.delete(f"{place.pods}/other")
+
+
+def test_quotas(cluster: Cluster, settings: Settings) -> None:
+    """Teams have the quotas of the site file, and nobody else may hold a GPU."""
+    found = {
+        one["metadata"]["namespace"]: one["spec"]["hard"].get(f"requests.{settings.resource}")
+        for one in cluster.items("/api/v1/resourcequotas?labelSelector=onprem-mlops.local/role=gpu")
+    }
+    wanted = {name: str(number) for name, number in settings.quotas.items()}
+    assert found == wanted, f"quotas are {found}, not {wanted}"
+    if "default" not in settings.quotas:
+        said = refusal(cluster, pod("other", gpus=1))
+        assert "may hold no GPU" in said, f"namespace default may hold a GPU: {said or 'its pod is taken'}"
+
+
+def test_quota_holds(cluster: Cluster, settings: Settings) -> None:
+    """A team's pod that asks for more than its quota is refused."""
+    for name, number in settings.quotas.items():
+        manifest = pod("much", gpus=number + 1)
+        answer = cluster.request("POST", f"/api/v1/namespaces/{name}/pods?dryRun=All", manifest)
+        assert answer.status == 403, f"namespace {name}: a pod with {number + 1} GPUs is taken (HTTP {answer.status})"
+
+
+def test_only_gpu_work(cluster: Cluster) -> None:
+    """A pod that tolerates the taint of GPU nodes and asks for no GPU is refused."""
+    said = refusal(cluster, pod("sly", tolerates=True))
+    assert "asks for no GPU" in said, f"it is taken: {said or 'HTTP 201'}"
+
+
+def test_privileged_pods_are_refused(cluster: Cluster) -> None:
+    """Teams cannot start pods that see the node's devices."""
+    manifest = pod("privileged")
+    manifest["spec"]["containers"][0]["securityContext"] = {"privileged": True}
+    assert "PodSecurity" in refusal(cluster, manifest), "namespace default takes privileged pods"

@@ -1,0 +1,316 @@
+"""GPU nodes: real drivers, kernels, modules and everything in the cluster; SIMULATED cards.
+
+Modules that an earlier run of these tests built are handed to the site as a like node's would be: building them takes
+minutes. On a machine without any they are built here. The order matters: the site begins with the older driver.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from onprem_mlops import lab
+from onprem_mlops.paths import cache_dir, site_state
+from tests.lab.sites import CLUSTER, Done, TestSite, made
+
+pytestmark = pytest.mark.lab
+
+OLD = {"driver": "535.261.03", "kernel": "6.1.0-50-amd64"}
+NEW = {"driver": "535.309.01", "kernel": "6.1.0-56-amd64"}
+"""The point release of Debian 12 and its security updates, as the catalogue's archive has both."""
+
+BUILT = cache_dir() / "lab-modules"
+"""Modules of earlier runs."""
+
+DRIVER = "Kernel module and libraries of the driver are both of the pinned version"
+KERNEL = "The node runs the kernel that the driver was built for, and its headers are there"
+NEXT_BOOT = "The kernel that boots next has the driver's module, whatever other kernels are there"
+ANSWER = "All cards of the site file answer, with the names and the memory that they should have"
+
+
+def archive(pins: dict[str, str]) -> str:
+    return f"{pins['driver']}-{pins['kernel']}.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
+    """The lab with GPU nodes, laid down with the older driver."""
+    with made("lab-gpu", "t-gpu", tmp_path_factory.mktemp("site"), roles=(*CLUSTER, "gpu"), booted=False) as site:
+        pin(site, **OLD)
+        kept = site_state(site.name) / "gpu"
+        if (BUILT / archive(OLD)).exists():
+            kept.mkdir(parents=True)
+            shutil.copy(BUILT / archive(OLD), kept)
+        site.run("lab", "up", "--nodes-only").must()
+        site.run("deploy", "infrastructure", timeout=3600).must()
+        try:
+            yield site
+        finally:
+            BUILT.mkdir(parents=True, exist_ok=True)
+            for one in kept.iterdir():
+                shutil.copy(one, BUILT)
+
+
+def pin(site: TestSite, **settings: Any) -> None:
+    """Give settings.gpu these values; None takes one away."""
+    yaml = YAML()
+    yaml.width = 4096
+    file = site.folder / "site.yaml"
+    written = yaml.load(file)
+    for key, value in settings.items():
+        if value is None:
+            written["settings"]["gpu"].pop(key, None)
+        else:
+            written["settings"]["gpu"][key] = value
+    yaml.dump(written, file)
+
+
+def deploy(site: TestSite) -> Done:
+    return site.run("deploy", "--role", "gpu", timeout=1800)
+
+
+def failures(site: TestSite, code: int = 1) -> set[tuple[str, str]]:
+    """Node and sentence of the role's checks that do not hold."""
+    found = site.json("verify", "--role", "gpu", code=code)
+    return {(one["node"], one["name"]) for one in found["checks"] if one["outcome"] == "failed"}
+
+
+def node_of(site: TestSite, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(site.kubectl("get", "node", name, "-o", "json"))
+    return found
+
+
+def cordoned(site: TestSite) -> dict[str, bool]:
+    return {name: bool(node_of(site, name)["spec"].get("unschedulable")) for name in ("g1", "g2")}
+
+
+def loaded(site: TestSite, node: str) -> str:
+    """Kernel and driver that the node's last boot made of its packages."""
+    return site.on(node, "cat /run/onprem-gpu/kernel; cut -f2 /run/onprem-gpu/simulated | head -n 1", check=False)
+
+
+def boot(site: TestSite, node: str) -> str:
+    return site.on(node, "cat /proc/sys/kernel/random/boot_id")
+
+
+def root(site: TestSite, node: str) -> Path:
+    """A node's disk, as this machine sees it."""
+    return site_state(site.name) / "lab" / "nodes" / node / "root"
+
+
+def is_at(site: TestSite, pins: dict[str, str], *nodes: str) -> None:
+    for node in nodes or ("g1", "g2"):
+        assert loaded(site, node).split() == [pins["kernel"], pins["driver"]], node
+
+
+def job(site: TestSite, name: str, gpus: int = 1) -> None:
+    """A deployment of team vision whose pods hold GPUs, with a budget that one may be away."""
+    resources = {"limits": {"nvidia.com/gpu": str(gpus), "memory": "64Mi"}, "requests": {"cpu": "10m"}}
+    container = {
+        "name": "job",
+        "image": "onprem.local/netcheck:1",
+        "resources": resources,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    spec = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    labels = {"app": name}
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "vision"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": spec},
+        },
+    }
+    path = site.folder / "job.json"
+    path.write_text(json.dumps(manifest))
+    site.kubectl("apply", "-f", str(path))
+    site.kubectl("-n", "vision", "rollout", "status", f"deployment/{name}", "--timeout=90s")
+
+
+def place_of(site: TestSite, name: str) -> str:
+    return site.kubectl("-n", "vision", "get", "pods", "-l", f"app={name}", "-o", "jsonpath={.items[*].spec.nodeName}")
+
+
+def test_everything_holds_and_says_that_cards_are_simulated(site: TestSite) -> None:
+    found = site.json("verify", "infrastructure")
+    said = [one["found"] for one in found["checks"] if one["name"] in (DRIVER, ANSWER)]
+    assert len(said) == 4, said
+    assert all("SIMULATED" in one for one in said), said
+    is_at(site, OLD)
+
+
+def test_a_second_deploy_changes_nothing(site: TestSite) -> None:
+    assert (
+        "nothing changed" in site.run("deploy", "infrastructure").must().output.lower()
+        or site.json("plan", "infrastructure")["changed"] == 0
+    )
+
+
+def test_a_wrong_pin_is_refused_and_nothing_touched(site: TestSite) -> None:
+    before = boot(site, "g1")
+    for wrong in ({"driver": "535.999.99"}, {"kernel": "6.1.0-99-amd64"}):
+        pin(site, **wrong)
+        said = deploy(site).must(2).output
+        assert next(iter(wrong.values())) in said, said
+        assert "Nothing was changed" in said, said
+        pin(site, **OLD)
+    is_at(site, OLD)
+    assert boot(site, "g1") == before
+
+
+def test_missing_headers_are_found_and_cured(site: TestSite) -> None:
+    site.on("g1", f"apt-get -q -y --allow-change-held-packages purge linux-headers-{OLD['kernel']}")
+    assert ("g1", KERNEL) in failures(site)
+    before = boot(site, "g1")
+    deploy(site).must()
+    assert not failures(site, 0)
+    assert boot(site, "g1") == before, "headers need no reboot"
+
+
+def test_libraries_of_another_version_are_named_and_cured_without_a_boot(site: TestSite) -> None:
+    exact = "535.309.01-0+deb12u1"
+    names = ("libcuda1", "libnvidia-ml1", "libnvidia-ptxjitcompiler1", "nvidia-alternative", "nvidia-smi")
+    wanted = " ".join(f"{name}={exact}" for name in names)
+    site.on(
+        "g2",
+        f"apt-get -q -y --allow-change-held-packages -o Dpkg::Options::=--force-depends install {wanted} || "
+        f"(cd /tmp && apt-get -q download {wanted} && dpkg --force-all -i *.deb)",
+    )
+    found = failures(site)
+    assert ("g2", DRIVER) in found, found
+    assert ("g2", ANSWER) in found, found
+    before = boot(site, "g2")
+    deploy(site).must()
+    assert not failures(site, 0)
+    assert boot(site, "g2") == before, "only the libraries differed"
+    is_at(site, OLD)
+
+
+def test_a_kernel_that_slipped_in_is_named_and_cured(site: TestSite) -> None:
+    """A person installs a newer kernel, and it is booted: there is no driver for it."""
+    site.on("g1", f"rm /etc/default/grub.d/90-onprem-gpu.cfg; apt-get -q -y install linux-image-{NEW['kernel']}")
+    assert ("g1", NEXT_BOOT) in failures(site)
+    lab.reboot(site.spec, "g1")
+    found = failures(site)
+    assert {("g1", KERNEL), ("g1", DRIVER), ("g1", NEXT_BOOT)} <= found, found
+    deploy(site).must()
+    is_at(site, OLD)
+    assert not failures(site, 0)
+
+
+def test_a_lost_card_takes_the_node_out_until_it_is_back(site: TestSite) -> None:
+    site.on("g1", "touch /run/onprem-gpu/lost-0")
+    end = time.monotonic() + 120
+    while not cordoned(site)["g1"] and time.monotonic() < end:
+        time.sleep(2)
+    assert cordoned(site) == {"g1": True, "g2": False}
+    conditions = {one["type"]: one for one in node_of(site, "g1")["status"]["conditions"]}
+    assert conditions["GpusHealthy"]["status"] == "False"
+    assert "card 0" in conditions["GpusHealthy"]["message"]
+    assert "CardSilent" in site.kubectl("get", "events", "-n", "default")
+    assert "is cordoned" in site.on("g1", "journalctl -p alert -u onprem-gpu-watch --no-pager")
+    assert ("g1", ANSWER) in failures(site)
+    site.on("g1", "rm /run/onprem-gpu/lost-0")
+    deploy(site).must()
+    assert cordoned(site) == {"g1": False, "g2": False}
+    site.on("g1", "systemctl start onprem-gpu-watch.service")
+    assert not failures(site, 0)
+
+
+def test_a_failed_build_leaves_its_node_as_it_was_and_others_go_on(site: TestSite) -> None:
+    """g1 has no compiler any more; g2 built its modules before."""
+    if (BUILT / archive(NEW)).exists():
+        shutil.copy(BUILT / archive(NEW), root(site, "g2") / "var/lib/onprem-gpu/modules")
+    job(site, "stays")
+    site.on("g1", "dpkg-divert --rename --quiet /usr/bin/x86_64-linux-gnu-gcc-12")
+    pin(site, **NEW)
+    said = deploy(site).must(1).output
+    assert "g1" in said, said
+    assert f"the modules of driver {NEW['driver']} do not build" in said, said
+    is_at(site, OLD, "g1")
+    is_at(site, NEW, "g2")
+    assert cordoned(site) == {"g1": False, "g2": False}
+
+
+def test_the_rest_follows_once_it_is_mended_and_work_moves(site: TestSite) -> None:
+    """The modules that g2 built are handed to g1; g1's pod moves before g1 boots."""
+    site.on("g1", "dpkg-divert --remove --rename --quiet /usr/bin/x86_64-linux-gnu-gcc-12")
+    deploy(site).must()
+    is_at(site, NEW)
+    assert cordoned(site) == {"g1": False, "g2": False}
+    site.kubectl("-n", "vision", "rollout", "status", "deployment/stays", "--timeout=90s")
+    assert not failures(site, 0)
+
+
+def test_a_deploy_that_dies_with_a_node_emptied_is_finished_by_the_next(site: TestSite) -> None:
+    pin(site, **OLD)
+    running = site.deploying("--role", "gpu")
+    assert running.until(lambda event: event.get("operation") == "no pod works on the node")
+    running.process.kill()
+    running.wait()
+    deploy(site).must()
+    is_at(site, OLD)
+    assert cordoned(site) == {"g1": False, "g2": False}
+
+
+def test_a_node_that_does_not_come_back_stops_the_run(site: TestSite) -> None:
+    """The first node boots and nobody can reach it: the second stays as it is."""
+    site.on("g1", "systemctl disable -q ssh.service; systemctl mask -q ssh.socket")
+    pin(site, **NEW, boot_minutes=2)
+    others = boot(site, "g2")
+    said = deploy(site).must(1).output
+    assert "g1 was told to boot and is not back after 120 s" in said, said
+    assert "g2 was left as it is" in said, said
+    is_at(site, OLD, "g2")
+    assert boot(site, "g2") == others
+    wants = root(site, "g1") / "etc/systemd/system/multi-user.target.wants/ssh.service"
+    wants.symlink_to("/lib/systemd/system/ssh.service")
+    lab.power_cut(site.spec, "g1")
+    lab.start(site.spec, "g1")
+    deploy(site).must()
+    is_at(site, NEW)
+    assert cordoned(site) == {"g1": False, "g2": False}
+    pin(site, boot_minutes=None)
+
+
+def test_a_cordon_of_a_person_stays(site: TestSite) -> None:
+    site.kubectl("cordon", "g2")
+    deploy(site).must()
+    assert cordoned(site) == {"g1": False, "g2": True}
+    site.kubectl("uncordon", "g2")
+
+
+def test_cards_are_shared_by_turns(site: TestSite) -> None:
+    pin(site, shared_by=2)
+    deploy(site).must()
+    assert not failures(site, 0)
+    assert node_of(site, "g1")["status"]["allocatable"]["nvidia.com/gpu"] == "4"
+    pin(site, shared_by=None)
+    deploy(site).must()
+    assert not failures(site, 0)
+
+
+def test_removed_it_leaves_the_kernel_and_nothing_else(site: TestSite) -> None:
+    site.run("remove", "--role", "gpu", "--yes-destroy", site.name, timeout=900).must()
+    for node in ("g1", "g2"):
+        assert site.on(
+            node, "dpkg-query -W -f '${db:Status-Abbrev}\\n' 'nvidia-*' 2>/dev/null | grep -c ^i", check=False
+        ) in ("", "0")
+        assert not site.on(node, "ls -d /var/lib/onprem-gpu /etc/onprem-gpu /opt/onprem-gpu 2>/dev/null", check=False)
+        assert site.on(node, f"ls /boot/vmlinuz-{NEW['kernel']}")
+    left = site.kubectl("get", "daemonsets,deployments,configmaps", "-n", "kube-system", "-o", "name")
+    assert "nvidia" not in left, left
+    assert "nfd" not in left, left
