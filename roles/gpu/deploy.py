@@ -34,6 +34,9 @@ DKMS = "/etc/dkms/nvidia-current.conf"
 NO_BUILDS = "/etc/dkms/no-autoinstall"
 BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
 CARDS = "/etc/onprem-gpu/cards"
+FOUND = "/etc/onprem-gpu/found"
+SIGNER = "/var/lib/dkms/mok.pub"
+"""What DKMS signs modules with, where Secure Boot asks for it."""
 QUIET = "/etc/modprobe.d/00-onprem-gpu-simulated.conf"
 PROGRAMS = "/usr/local/sbin"
 COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
@@ -91,12 +94,45 @@ def _refuse_misfits(ctx: Context[Settings], pins: Pins) -> None:
             f"{ctx.node.name} has NVSwitch, whose fabric manager is neither in Debian nor in the mirror",
             "Such a node needs NVIDIA's own repository, which this version does not lay down.",
         )
+    if _secure_boot() and not probe(f"mokutil --test-key {SIGNER} | grep -q 'already enrolled'").ok:
+        raise MlopsError(
+            f"{ctx.node.name} has Secure Boot on, and would refuse modules that are signed with {SIGNER}",
+            f"Once, on the node: apt-get install mokutil openssl; mkdir -p /var/lib/dkms; openssl req -new -x509 "
+            f"-nodes -days 36500 -subj '/CN=DKMS module signing key' -newkey rsa:2048 -outform DER -out {SIGNER} "
+            f"-keyout {SIGNER[:-3]}key; mokutil --import {SIGNER}; reboot, and enrol it at the console. Or switch "
+            "Secure Boot off.",
+        )
+
+
+def _secure_boot() -> bool:
+    variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    return probe(f"od -An -tu1 -j4 -N1 {variable}").text.strip() == "1"
+
+
+def _findings(ctx: Context[Settings]) -> str:
+    """What of the node matters for its driver, a line each."""
+    if _simulated(ctx):
+        found = [f"{gpu.count} × {gpu.model}, SIMULATED" for gpu in ctx.node.facts.gpus]
+    else:
+        found = [str(card) for card in cards.cards(probe(cards.LISTED).text)]
+    groups = probe("ls /sys/kernel/iommu_groups | wc -l").text.strip()
+    nouveau = probe("[ -e /sys/module/nouveau ]").ok
+    return "".join(
+        f"{line}\n"
+        for line in (
+            *found,
+            f"Secure Boot: {'on' if _secure_boot() else 'off'}",
+            f"IOMMU: {f'{groups} groups' if groups.strip('0') else 'off'}",
+            f"nouveau: {'loaded; the next boot is without it' if nouveau else 'not loaded'}",
+        )
+    )
 
 
 @step(on=ON)
 def prepare(ctx: Context[Settings]) -> None:
     """The kernel with its headers, the tools that build modules, and the programs around the driver. No pod notices."""
     pins = _pins(ctx)
+    files.content("what was found", FOUND, _findings(ctx))
     keyring = "/etc/apt/keyrings/onprem-mlops.asc"
     files.content("the driver's archive on the mirror", SOURCES, ctx.render("apt.sources.j2", keyring=keyring))
     files.content("nouveau keeps off the cards", NOUVEAU, "blacklist nouveau\noptions nouveau modeset=0\n")
@@ -327,6 +363,7 @@ def _services(ctx: Context[Settings]) -> None:
     simulation = (f"{PROGRAMS}/onprem-gpu-simulated", CARDS, _library(ctx)) if _simulated(ctx) else ()
     systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation))
     if not _simulated(ctx):
+        apt.packages("what keeps the driver loaded", "nvidia-persistenced")
         systemd.service("the driver stays loaded between jobs", PERSISTENCE)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
@@ -346,7 +383,7 @@ def remove(ctx: Context[Settings]) -> None:
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     apt.unheld("packages may be upgraded again")
-    apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, *TOOLS)
+    apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, "nvidia-persistenced", *TOOLS)
     programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
     commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
     files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, DKMS, NO_BUILDS, BOOT_DEFAULT)
@@ -404,7 +441,10 @@ def _environment(ctx: Context[Settings]) -> str:
 
 
 def _archive(ctx: Context[Settings], pins: Pins) -> str:
-    return f"{ctx.settings.folder}/modules/{pins.driver}-{pins.kernel}.tar.gz"
+    """Where a node keeps built modules. Nodes are alike in all that is in its name."""
+    # With Secure Boot a node takes only what it has signed itself.
+    signer = probe(f"sha256sum <{SIGNER} | cut -c 1-8").text.strip() if _secure_boot() else ""
+    return f"{ctx.settings.folder}/modules/{pins.driver}-{pins.kernel}{f'-{signer}' if signer else ''}.tar.gz"
 
 
 def _built(pins: Pins) -> str:

@@ -78,6 +78,8 @@ class FakeNode:
     settled: bool = False
     """Whether a check that no case speaks of finds everything done."""
     name: str = "node"
+    state: object = field(default_factory=type("State", (), {}))
+    """Of the run: what goes on between its nodes is kept by it."""
     connector_data: dict[str, Any] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
 
@@ -159,6 +161,9 @@ class FakeNode:
     def _after_held(self, *names: str) -> None:
         self.packages |= {f"held:{name}": "1" for name in names if name in self.packages}
 
+    def _after_pinned(self, versions: Mapping[str, str]) -> None:
+        self.packages |= {**versions, **{f"held:{name}": "1" for name in versions}}
+
     def _after_service(self, unit: str, **_: Any) -> None:
         self.units[unit] = UnitState("loaded", "active", "enabled", False, _STARTED)
 
@@ -188,8 +193,9 @@ class FakeNode:
 class FakeStore:
     """A store that holds whatever is asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, archives: Mapping[str, Mapping[str, list[str]]]) -> None:
         self._folder = folder
+        self._archives = archives
 
     def file(self, artifact: str, filename: str) -> PublishedFile:
         path = f"files/{artifact}/1/{filename}"
@@ -209,7 +215,15 @@ class FakeStore:
         key.write_text("the store's public key\n")
         digest, size = hashlib.sha256(key.read_bytes()).hexdigest(), key.stat().st_size
         path = PurePosixPath("apt/bookworm/onprem-mlops.asc")
-        return (TreeFile(path=path, source=key, sha256=digest, size=size),)
+        indices = (self._index(name, packages) for name, packages in self._archives.items())
+        return (TreeFile(path=path, source=key, sha256=digest, size=size), *indices)
+
+    def _index(self, archive: str, packages: Mapping[str, list[str]]) -> TreeFile:
+        """An archive of packages, given as package → versions."""
+        index = self._folder / f"{archive}-Packages"
+        listed = ((name, version) for name, versions in packages.items() for version in versions)
+        index.write_text("".join(f"Package: {name}\nVersion: {version}\n\n" for name, version in listed))
+        return TreeFile(path=PurePosixPath(f"apt/{archive}/Packages"), source=index, sha256="0" * 64, size=1)
 
 
 class FakeMaterial:
@@ -294,7 +308,7 @@ class Case:
             role=self.role,
             settings=site.settings(self.role),
             folder=REPOSITORY / "roles" / self.role,
-            artifacts=FakeStore(folder),
+            artifacts=FakeStore(folder, self.given.get("archives", {})),
             material=FakeMaterial(site),
             planning=True,
             site_openings={
