@@ -32,6 +32,7 @@ SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
 NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
 DKMS = "/etc/dkms/nvidia-current.conf"
 NO_BUILDS = "/etc/dkms/no-autoinstall"
+RAMDISKS = "/etc/initramfs-tools/update-initramfs.conf"
 BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
 CARDS = "/etc/onprem-gpu/cards"
 FOUND = "/etc/onprem-gpu/found"
@@ -288,6 +289,7 @@ def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -
     if not _is_there(ctx, pins) or stands.label != pins.driver or stands.ours:
         _switch(ctx, pins)
     apt.pinned("the driver", pins.driver_packages)
+    _as_ever()
     _services(ctx)
     python.alone("no environment of an earlier version", _environment(ctx))
 
@@ -320,8 +322,12 @@ def _switch(ctx: Context[Settings], pins: Pins) -> None:
 def _install(ctx: Context[Settings], pins: Pins) -> None:
     """Packages and modules of the driver. The modules were built before: the packages' own scripts build none."""
     files.content("nothing is built while the node is empty", NO_BUILDS, "")
+    # Each of the packages asks for one anew.
+    files.set_aside("initial ramdisks wait", RAMDISKS)
+    files.content("one initial ramdisk, at the end", RAMDISKS, "update_initramfs=no\n")
     apt.pinned("the driver", pins.driver_packages)
-    files.absent("other modules are built as ever", NO_BUILDS)
+    _as_ever()
+    shell.run("one initial ramdisk", f"update-initramfs -u -k {pins.kernel}", unless=False)
     version = f"-m nvidia-current -v {pins.driver}"
     shell.run(
         f"modules for kernel {pins.kernel}",
@@ -330,6 +336,12 @@ def _install(ctx: Context[Settings], pins: Pins) -> None:
         unless=f'[ "$({_built(pins)})" = {pins.driver} ]',
     )
     _boot_default(ctx, pins.kernel)
+
+
+def _as_ever() -> None:
+    """Packages build modules and initial ramdisks again, also where a deploy died while they did not."""
+    files.absent("modules of others are built as ever", NO_BUILDS)
+    files.brought_back("initial ramdisks are made as ever", RAMDISKS)
 
 
 def _begin(ctx: Context[Settings], pins: Pins) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +57,14 @@ def running(node: NodeHost, settings: Settings) -> list[str]:
 
 
 @pytest.mark.on(GPU)
-def test_driver_is_of_one_version(node: NodeHost, settings: Settings, pins: Pins, record_property: object) -> None:
+def test_driver_is_of_one_version(
+    node: NodeHost, settings: Settings, pins: Pins, record_property: Callable[[str, object], None]
+) -> None:
     """Kernel module and libraries of the driver are both of the pinned version.
 
     If only the libraries differ, somebody upgraded them: programs fail with "driver/library version mismatch" until
     `./mlops deploy --role gpu` brings both together again.
     """
-    assert callable(record_property)
     loaded = [*running(node, settings), "", ""][1]
     installed = dict(
         line.split(" ", 1) for line in node.lines("dpkg-query -W -f '${Package} ${Version}\\n' '*nvidia*' 'libcuda1'")
@@ -80,9 +82,8 @@ def test_driver_is_of_one_version(node: NodeHost, settings: Settings, pins: Pins
 
 
 @pytest.mark.on(GPU)
-def test_kernel(node: NodeHost, settings: Settings, pins: Pins, record_property: object) -> None:
+def test_kernel(node: NodeHost, settings: Settings, pins: Pins, record_property: Callable[[str, object], None]) -> None:
     """The node runs the kernel that the driver was built for, and its headers are there."""
-    assert callable(record_property)
     found = [*running(node, settings), ""][0]
     assert found == pins.kernel, f"{node.name}: kernel {found or 'unknown'} runs, not {pins.kernel}"
     assert node.file(f"/lib/modules/{pins.kernel}/build/Makefile").exists, (
@@ -141,9 +142,8 @@ def test_nouveau(node: NodeHost) -> None:
 
 
 @pytest.mark.on(GPU)
-def test_cards_answer(node: NodeHost, settings: Settings, record_property: object) -> None:
+def test_cards_answer(node: NodeHost, settings: Settings, record_property: Callable[[str, object], None]) -> None:
     """All cards of the site file answer, with the names and the memory that they should have."""
-    assert callable(record_property)
     found = asked(node, settings)
     wanted = [gpu.model for gpu in node.site_node.facts.gpus for _ in range(gpu.count)]
     assert len(found) == len(wanted), f"{node.name}: {len(found)} cards answer, and site.yaml names {len(wanted)}"

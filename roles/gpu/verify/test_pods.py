@@ -113,9 +113,10 @@ def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
     return "" if answer.status in (200, 201) else answer.text
 
 
-def test_offered(cluster: Cluster, site: Site, settings: Settings, record_property: object) -> None:
+def test_offered(
+    cluster: Cluster, site: Site, settings: Settings, record_property: Callable[[str, object], None]
+) -> None:
     """Every GPU node offers as many GPUs as it has, times those who share one."""
-    assert callable(record_property)
     found = []
     for node in settings.nodes(site):
         status = cluster.get(f"/api/v1/nodes/{node.name}")["status"]

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 LABS = {"lab": "lab", "ha": "lab-ha", "gpu": "lab-gpu"}
 """Names that `--site` takes, and their folders below inventories/."""
 
-SiteName = Annotated[str, typer.Option("--site", help="lab (four nodes) or ha (three control planes).")]
+SiteName = Annotated[
+    str, typer.Option("--site", help="lab (four nodes), ha (three control planes) or gpu (GPU nodes).")
+]
 Inventory = Annotated[
     Path | None, typer.Option("-i", "--inventory", help="Any other lab's folder.", envvar="MLOPS_INVENTORY")
 ]

@@ -237,7 +237,7 @@ BREAKAGES = (
     Breakage(
         KUBECTL,
         "taint node w1 verify=there:PreferNoSchedule",
-        (("kubernetes", "", "Every node has the taints of the site file, and no others"),),
+        (("kubernetes", "", "Every node has the taints of the site file and of its roles, and no others"),),
         "taint node w1 verify-",
     ),
     Breakage(
