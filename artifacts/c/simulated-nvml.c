@@ -49,6 +49,17 @@ static int lost(unsigned int index)
     return access(path, F_OK) == 0;
 }
 
+/* What packages have laid down since the driver was loaded counts, as it does for a program that loads a library now. */
+static void look_at_packages(void)
+{
+    char target[TEXT];
+    const char *name = "libnvidia-ml.so.";
+    ssize_t length = readlink("/usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.1", target, sizeof target - 1);
+    if (length <= (ssize_t)strlen(name)) return;
+    target[length] = '\0';
+    strcpy(libraries, target + strlen(name));
+}
+
 static nvmlReturn_t usable(nvmlDevice_t card)
 {
     if (!started) return NVML_ERROR_UNINITIALIZED;
@@ -94,6 +105,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
     }
     fclose(file);
     if (driver[0] == '\0') return NVML_ERROR_DRIVER_NOT_LOADED;
+    look_at_packages();
     if (strcmp(driver, libraries) != 0) return NVML_ERROR_LIB_RM_VERSION_MISMATCH;
     started = 1;
     return NVML_SUCCESS;

@@ -43,6 +43,7 @@ PROGRAMS = "/usr/local/sbin"
 COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
 UNITS = "/etc/systemd/system"
 SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
+LOOK = "onprem-gpu-watch.service"
 PERSISTENCE = "nvidia-persistenced.service"
 ENVIRONMENTS = "/opt/onprem-gpu"
 TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3", "zstd")
@@ -189,7 +190,7 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
     values = {"simulated": _simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
     watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, **values)
     files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
-    for unit in (SERVICE, EXPORTER, WATCH, WATCH.replace("timer", "service")):
+    for unit in (SERVICE, EXPORTER, WATCH, LOOK):
         files.content(f"unit {unit}", f"{UNITS}/{unit}", ctx.render(f"{unit}.j2", **values))
 
 
@@ -371,6 +372,7 @@ def _begin(ctx: Context[Settings], pins: Pins) -> None:
 
 
 def _services(ctx: Context[Settings]) -> None:
+    systemd.reloaded("systemd knows the units")
     loader = (f"{PROGRAMS}/onprem-gpu", *(f"/usr/local/bin/{name}" for name in COMMANDS))
     simulation = (f"{PROGRAMS}/onprem-gpu-simulated", CARDS, _library(ctx)) if _simulated(ctx) else ()
     systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation))
@@ -379,6 +381,7 @@ def _services(ctx: Context[Settings]) -> None:
         systemd.service("the driver stays loaded between jobs", PERSISTENCE)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless="[ -e /run/onprem-gpu/watch ]")
 
 
 @step(on=CONTROL_PLANE, only="any", after=("driver",))
@@ -391,7 +394,7 @@ def ready(ctx: Context[Settings]) -> None:
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
     """The driver is gone, with what belongs to it; the kernel stays: the node runs with it."""
-    for unit in (WATCH, WATCH.replace("timer", "service"), EXPORTER, SERVICE):
+    for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     apt.unheld("packages may be upgraded again")
