@@ -112,7 +112,8 @@ class Boot(Command):
                 connection.connect()
                 if connection.run(_BOOT, timeout=10).text != before:
                     return True, output("")
-            except (MlopsError, ConnectError) as error:
+            except (MlopsError, ConnectError, EOFError) as error:
+                # EOFError: sshd of the node that is going down took the connection, and ended with it.
                 why = str(error)
         return False, output(f"{host.name} was told to boot and is not back after {self._seconds} s: {why}", error=True)
 
