@@ -325,10 +325,12 @@ def _install(ctx: Context[Settings], pins: Pins) -> None:
     files.content("nothing is built while the node is empty", NO_BUILDS, "")
     # Each of the packages asks for one anew.
     files.set_aside("initial ramdisks wait", RAMDISKS)
-    files.content("one initial ramdisk, at the end", RAMDISKS, "update_initramfs=no\n")
+    files.content("no initial ramdisk for each package", RAMDISKS, "update_initramfs=no\n")
     apt.pinned("the driver", pins.driver_packages)
     _as_ever()
-    shell.run("one initial ramdisk", f"update-initramfs -u -k {pins.kernel}", unless=False)
+    # It holds nothing of the driver; what it must know is that nouveau keeps off.
+    current = f"[ /boot/initrd.img-{pins.kernel} -nt {NOUVEAU} ]"
+    shell.run("the initial ramdisk knows of nouveau", f"update-initramfs -u -k {pins.kernel}", unless=current)
     version = f"-m nvidia-current -v {pins.driver}"
     shell.run(
         f"modules for kernel {pins.kernel}",
