@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onprem_mlops import wheelhouse
 from onprem_mlops.endpoint import endpoint
-from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.facts import Packages, fact, probe
 from onprem_mlops.engine.operations import apt, files, handing, kubectl, python, rolling, shell, systemd
 from onprem_mlops.engine.runner import OperationFailed
 from onprem_mlops.errors import MlopsError
@@ -30,7 +30,6 @@ GATE = "onprem-mlops.local/gpu-driver"
 
 SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
 NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
-DKMS = "/etc/dkms/nvidia-current.conf"
 NO_BUILDS = "/etc/dkms/no-autoinstall"
 RAMDISKS = "/etc/initramfs-tools/update-initramfs.conf"
 BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
@@ -44,6 +43,8 @@ COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
 UNITS = "/etc/systemd/system"
 SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
 LOOK = "onprem-gpu-watch.service"
+GOOD = "[ \"$(cat /run/onprem-gpu/watch)\" = '[]' ]"
+"""Shell: whether the last look found all cards well."""
 PERSISTENCE = "nvidia-persistenced.service"
 ENVIRONMENTS = "/opt/onprem-gpu"
 TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3", "zstd")
@@ -138,11 +139,10 @@ def prepare(ctx: Context[Settings]) -> None:
     keyring = "/etc/apt/keyrings/onprem-mlops.asc"
     files.content("the driver's archive on the mirror", SOURCES, ctx.render("apt.sources.j2", keyring=keyring))
     files.content("nouveau keeps off the cards", NOUVEAU, "blacklist nouveau\noptions nouveau modeset=0\n")
-    files.content("modules are built by deploys only", DKMS, 'AUTOINSTALL=""\n')
     _boot_default(ctx, _running(ctx)[0] or pins.kernel, unless_there=True)
     apt.packages("what builds kernel modules", *TOOLS)
     apt.held("newer kernels come in a deploy, not at night", *META)
-    apt.pinned("the kernel that the driver is built for", pins.kernel_packages)
+    _install_kernel(pins)
     authority = ctx.settings_of("node").authority_path
     for name in COMMANDS:
         files.download(name, f"/usr/local/bin/{name}", ctx.file("nvidia-container-toolkit", name), authority=authority)
@@ -156,6 +156,23 @@ def prepare(ctx: Context[Settings]) -> None:
         mode="755",
     )
     _measurement(ctx, authority, libraries)
+
+
+def _install_kernel(pins: Pins) -> None:
+    """Kernel and headers. What comes with them builds no driver for it, but modules of others as ever."""
+    installed: dict[str, str] = fact(Packages)
+    if any(installed.get(name) != version for name, version in pins.kernel_packages.items()):
+        files.content("the driver is not built by the kernel's packages", NO_BUILDS, "")
+    apt.pinned("the kernel that the driver is built for", pins.kernel_packages)
+    files.absent("modules of others are built as ever", NO_BUILDS)
+    others = "dkms status | sed -n 's,^\\([^/]*\\)/\\([^:,]*\\)[:,].*,\\1 \\2,p' | grep -v '^nvidia-current ' | sort -u"
+    shell.run(
+        "modules of others for this kernel, such as a network card's",
+        f"{others} | while read -r name version; do dkms install -m $name -v $version -k {pins.kernel} || exit 1; done",
+        unless=f"{others} | while read -r name version; do "
+        f"dkms status -m $name -v $version -k {pins.kernel} | grep -q installed || exit 1; done",
+        timeout=3600,
+    )
 
 
 def _simulation(ctx: Context[Settings], authority: str) -> None:
@@ -305,7 +322,14 @@ def _switch(ctx: Context[Settings], pins: Pins) -> None:
     planes = _planes(ctx)
     with rolling.Turns.take():
         # Also where only the node is to be let in again: what gave up its cards looks at them anew.
-        rolling.emptied("no pod works on the node", ctx.node.name, planes, label=GATE, leaving=OWN)
+        rolling.emptied(
+            "no pod works on the node",
+            ctx.node.name,
+            planes,
+            label=GATE,
+            leaving=OWN,
+            resource=ctx.settings.resource,
+        )
         if not _is_there(ctx, pins):
             _install(ctx, pins)
             _begin(ctx, pins)
@@ -383,7 +407,7 @@ def _services(ctx: Context[Settings]) -> None:
         systemd.service("the driver stays loaded between jobs", PERSISTENCE)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
-    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless="[ -e /run/onprem-gpu/watch ]")
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=GOOD)
 
 
 @step(on=CONTROL_PLANE, only="any", after=("driver",))
@@ -403,7 +427,7 @@ def remove(ctx: Context[Settings]) -> None:
     apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, "nvidia-persistenced", *TOOLS)
     programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
     commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
-    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, DKMS, NO_BUILDS, BOOT_DEFAULT)
+    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, NO_BUILDS, BOOT_DEFAULT)
     folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", "/run/onprem-gpu", "/run/cdi")
     files.absent("no folders of the role", *folders, recursive=True)
     systemd.reloaded("systemd forgets the units")

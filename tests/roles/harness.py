@@ -151,6 +151,10 @@ class FakeNode:
     def _after_link(self, path: str, target: str) -> None:
         self.states[path] = FileState("link", target=target)
 
+    def _after_absent(self, *paths: str, **_: Any) -> None:
+        for path in paths:
+            self.states.pop(path, None)
+
     def _after_set_aside(self, *paths: str) -> None:
         for path in paths:
             self.states.pop(path, None)

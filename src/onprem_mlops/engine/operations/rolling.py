@@ -142,7 +142,7 @@ def standing(name: str, label: str) -> Standing:
 
 
 @operation
-def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str) -> Iterator[Command]:
+def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str, resource: str) -> Iterator[Command]:
     """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
 
     A node that cannot be emptied is let in again, as it was.
@@ -152,8 +152,15 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str) 
         planes: control planes, to ask one of.
         label: key of the label that daemon sets want which use what is to be changed. It is taken off the node.
         leaving: selector of these daemon sets' pods, which must be gone from the node, too.
+        resource: what the node offers only while they run: the cluster must know that it does not any more, so that
+            what it knows later is new.
     """
     node = shlex.quote(name)
+    waiting = (
+        "i=0; while {until}; do i=$((i + 1)); [ $i -lt 120 ] || {{ echo '{otherwise}' >&2; exit 1; }}; sleep 0.5; done"
+    )
+    there = f"{KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name | grep -q ."
+    offers = f"{_offered(node, resource)} | grep -q '^[1-9]'"
     yield Elsewhere(
         planes,
         f"{KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}' | grep -q true "
@@ -161,11 +168,15 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str) 
         f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
         f"--timeout={DRAIN_SECONDS}s >&2 || {{ {_uncordon(node)}; echo '{name} stays as it is' >&2; exit 1; }}\n"
         f"{KUBECTL} label node {node} {label}- >/dev/null\n"
-        f"i=0; while {KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name | grep -q .; do "
-        f"i=$((i + 1)); [ $i -lt 120 ] || {{ echo 'pods with {leaving} do not leave {name}' >&2; exit 1; }}; "
-        "sleep 0.5; done",
-        seconds=DRAIN_SECONDS + 120,
+        f"{waiting.format(until=there, otherwise=f'pods with {leaving} do not leave {name}')}\n"
+        f"{waiting.format(until=offers, otherwise=f'{name} offers {resource} without them')}",
+        seconds=DRAIN_SECONDS + 180,
     )
+
+
+def _offered(node: str, resource: str) -> str:
+    """Shell: how much of a resource a node offers; no number if it never did."""
+    return f"{KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
 
 
 def _uncordon(node: str) -> str:
@@ -197,13 +208,12 @@ def let_in(
         least: how many of it.
     """
     node = shlex.quote(name)
-    offered = f"{KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
     yield Elsewhere(
         planes,
         f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s >&2 "
         f"&& {KUBECTL} label node {node} {label}={value} --overwrite >/dev/null || exit 1\n"
         f"end=$(( $(date +%s) + {OFFER_SECONDS} ))\n"
-        f'until n=$({offered}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
+        f'until n=$({_offered(node, resource)}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
         "  [ $(date +%s) -lt $end ] && sleep 1 && continue\n"
         f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
         f'it stays cordoned" >&2\n'
