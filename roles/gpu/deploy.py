@@ -423,8 +423,9 @@ def remove(ctx: Context[Settings]) -> None:
     for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
-    apt.unheld("packages may be upgraded again")
-    apt.purged("the driver, and what builds its modules", *_pins(ctx).driver_packages, "nvidia-persistenced", *TOOLS)
+    pins = _pins(ctx)
+    apt.released("the kernel may be upgraded again", *pins.kernel_packages, *META)
+    apt.purged("the driver, and what builds its modules", *pins.driver_packages, "nvidia-persistenced", *TOOLS)
     programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
     commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
     files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, NO_BUILDS, BOOT_DEFAULT)
@@ -443,6 +444,8 @@ def remove_from_cluster(ctx: Context[Settings]) -> None:
     kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
     rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
     kubectl.absent("no rights of feature discovery", *rights)
+    for node in ctx.settings.nodes(ctx.site):
+        kubectl.unlabelled(f"{node.name} has no driver", node.name, GATE)
     for name in ctx.settings.quotas:
         kubectl.absent(f"namespace {name} has no quota any more", "resourcequota/gpu", namespace=name)
     kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)

@@ -167,6 +167,20 @@ def unheld() -> Iterator[Command]:
 
 
 @operation
+def released(*names: str) -> Iterator[Command]:
+    """Of what `held` or `pinned` held, these packages may be upgraded again; they stay installed."""
+    recorded = host.get_fact(Probe, command=f"cat {HELD}").text.split()
+    known: dict[str, str] = host.get_fact(Packages)
+    ours = [name for name in names if name in recorded and f"held:{name}" in known]
+    if ours:
+        quoted = " ".join(shlex.quote(name) for name in ours)
+        lines = shlex.quote("\n".join(ours))
+        yield Command(
+            f"apt-mark unhold {quoted} && {{ grep -vxF {lines} {HELD} >{HELD}.new; mv -fT {HELD}.new {HELD}; }}"
+        )
+
+
+@operation
 def pinned(versions: Mapping[str, str]) -> Iterator[Command]:
     """Packages are installed in exactly these versions, newer or older than what is there, and stay so.
 
