@@ -48,7 +48,8 @@ GOOD = "[ \"$(cat /run/onprem-gpu/watch)\" = '[]' ]"
 PERSISTENCE = "nvidia-persistenced.service"
 ENVIRONMENTS = "/opt/onprem-gpu"
 TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3", "zstd")
-META = ("linux-image-amd64", "linux-headers-amd64")
+KERNEL_PARTS = ("image", "headers")
+META = tuple(f"linux-{part}-amd64" for part in KERNEL_PARTS)
 """Packages that bring the newest kernel along. A node that has them keeps them, held."""
 CDI = "--vendor=k8s.device-plugin.nvidia.com --class=gpu --device-name-strategy=uuid"
 FOLDER = "/etc/kubernetes/addons/gpu"
@@ -415,6 +416,11 @@ def ready(ctx: Context[Settings]) -> None:
     """Nodes with GPUs are named by what they have."""
     if ctx.settings.nodes(ctx.site):
         kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system")
+    for node in ctx.settings.nodes(ctx.site):
+        offered = ctx.settings.offered(node)
+        kubectl.offered(
+            f"{node.name} offers its GPUs", node.name, ctx.settings.resource, offered, more=bool(ctx.settings.mig)
+        )
 
 
 @removal(on=ON)
@@ -423,9 +429,11 @@ def remove(ctx: Context[Settings]) -> None:
     for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
-    pins = _pins(ctx)
-    apt.released("the kernel may be upgraded again", *pins.kernel_packages, *META)
-    apt.purged("the driver, and what builds its modules", *pins.driver_packages, "nvidia-persistenced", *TOOLS)
+    offered = ctx.package_offers(ARCHIVE)
+    images, headers = (tuple(name for name in offered if name.startswith(f"linux-{kind}-")) for kind in KERNEL_PARTS)
+    apt.released("kernels may be upgraded again", *images, *headers)
+    drivers = _pins(ctx).driver_packages
+    apt.purged("the driver, and what builds its modules", *drivers, "nvidia-persistenced", *headers, *TOOLS)
     programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
     commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
     files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, NO_BUILDS, BOOT_DEFAULT)

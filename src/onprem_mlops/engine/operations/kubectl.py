@@ -296,6 +296,32 @@ def label_and_taint(node: str, *, labels: Mapping[str, str], taints: tuple[str, 
 
 
 @operation
+def offered(node: str, resource: str, number: int, *, more: bool, seconds: int = 120) -> Iterator[Command]:
+    """A node offers so much of a resource. One that the cluster has lost sight of is not waited for.
+
+    Args:
+        node: its name in the cluster.
+        resource: such as nvidia.com/gpu.
+        number: how much of it.
+        more: whether more is right, too.
+        seconds: how long it may take, after what offers it has started.
+    """
+    status = api(f"/api/v1/nodes/{node}").body.get("status", {})
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ()))
+    found = int(status.get("allocatable", {}).get(resource, 0))
+    if not ready or found == number or (more and found > number):
+        return
+    test = "-ge" if more else "="
+    there = f"{KUBECTL} get node {shlex.quote(node)} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
+    yield Command(
+        f'end=$(( $(date +%s) + {seconds} )); until n=$({there}) && [ "$n" {test} {number} ]; do '
+        f"[ $(date +%s) -lt $end ] && sleep 1 && continue; "
+        f'echo "{node} offers $n of {resource} and not {number} after {seconds} s" >&2; exit 1; done',
+        timeout=seconds + 60,
+    )
+
+
+@operation
 def unlabelled(node: str, label: str) -> Iterator[Command]:
     """A node has no such label, whoever gave it; a node that the cluster does not know has none."""
     if label in api(f"/api/v1/nodes/{node}").body.get("metadata", {}).get("labels", {}):
