@@ -17,6 +17,10 @@ from onprem_mlops.engine.operations.rolling import Turns
 from onprem_mlops.errors import MlopsError
 
 
+HELD_SECONDS = 0.5
+"""Long enough that a busy machine starts the next node meanwhile."""
+
+
 class State:
     """Of a run."""
 
@@ -30,7 +34,7 @@ def at_once(names: tuple[str, ...], enter: Callable[[], AbstractContextManager[N
         try:
             with enter():
                 said.append(f"{name} begins")
-                time.sleep(0.05)
+                time.sleep(HELD_SECONDS)
                 if name == fails:
                     raise MlopsError(f"{name} fails")
                 said.append(f"{name} ends")
@@ -41,7 +45,7 @@ def at_once(names: tuple[str, ...], enter: Callable[[], AbstractContextManager[N
     for name in names:
         threads.append(threading.Thread(target=work, args=(name,)))
         threads[-1].start()
-        time.sleep(0.01)
+        time.sleep(HELD_SECONDS / 5)
     for thread in threads:
         thread.join()
     return said
