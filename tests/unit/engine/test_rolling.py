@@ -16,7 +16,6 @@ from onprem_mlops.engine.operations.handing import Maker
 from onprem_mlops.engine.operations.rolling import Turns
 from onprem_mlops.errors import MlopsError
 
-
 HELD_SECONDS = 0.5
 """Long enough that a busy machine starts the next node meanwhile."""
 
