@@ -120,14 +120,12 @@ def _findings(ctx: Context[Settings]) -> str:
     else:
         found = [str(card) for card in cards.cards(probe(cards.LISTED).text)]
     groups = probe("ls /sys/kernel/iommu_groups | wc -l").text.strip()
-    nouveau = probe("[ -e /sys/module/nouveau ]").ok
     return "".join(
         f"{line}\n"
         for line in (
             *found,
             f"Secure Boot: {'on' if _secure_boot() else 'off'}",
             f"IOMMU: {f'{groups} groups' if groups.strip('0') else 'off'}",
-            f"nouveau: {'loaded; the next boot is without it' if nouveau else 'not loaded'}",
         )
     )
 
@@ -266,8 +264,11 @@ def cluster(ctx: Context[Settings]) -> None:
     namespaces = json.dumps([name for name, number in ctx.settings.quotas.items() if number])
     kubectl.apply("who may have GPUs", ctx.render("rules.yaml.j2", namespaces=namespaces), what="rules of GPUs")
     for name, number in ctx.settings.quotas.items():
-        text = kubectl.namespace(name, level="baseline") + ctx.render("quota.yaml.j2", namespace=name, cards=number)
-        kubectl.apply(f"quota of namespace {name}", text, what=f"quota of namespace {name}")
+        # One that is there is its team's: it gets a quota and keeps what else it has.
+        if kubectl.api(f"/api/v1/namespaces/{name}").status == 404:
+            kubectl.apply(f"namespace {name}", kubectl.namespace(name, level="baseline"), what=f"namespace {name}")
+        quota = ctx.render("quota.yaml.j2", namespace=name, cards=number)
+        kubectl.apply(f"quota of namespace {name}", quota, what=f"quota of namespace {name}")
     _forget_quotas(ctx)
 
 
@@ -305,6 +306,7 @@ def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -
     pins = _pins(ctx)
     _keep(ctx, pins)
     stands = rolling.standing(ctx.node.name, GATE)
+    rolling.unmarked("a person let the node in", ctx.node.name, stands)
     if not _is_there(ctx, pins) or stands.label != pins.driver or stands.ours:
         _switch(ctx, pins)
     apt.pinned("the driver", pins.driver_packages)
@@ -429,6 +431,7 @@ def remove(ctx: Context[Settings]) -> None:
     for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
+    _as_ever()
     offered = ctx.package_offers(ARCHIVE)
     images, headers = (tuple(name for name in offered if name.startswith(f"linux-{kind}-")) for kind in KERNEL_PARTS)
     apt.released("kernels may be upgraded again", *images, *headers)

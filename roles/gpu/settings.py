@@ -114,23 +114,29 @@ class Settings(RoleSettings):
         """Cards without a node for them, nodes without cards, and halves of a simulation."""
         if self.mig and self.shared_by > 1:
             yield Problem("parts of cards are not shared by turns here; give either mig or shared_by", "mig")
+        for name in self.quotas:
+            if name.startswith("kube-"):
+                yield Problem(f"{name} is the cluster's own; name the namespace of a team", "quotas")
         for node in site.nodes:
-            if node.facts.gpus and "gpu" not in node.groups:
-                yield Problem("has GPUs and is not in group gpu; add the group", "facts.gpus", node.name)
-            if "gpu" not in node.groups:
-                continue
-            if not node.facts.gpus:
-                yield Problem("is in group gpu and names no GPUs; add them to facts.gpus", "groups", node.name)
-            if "worker" not in node.groups:
-                yield Problem("is in group gpu and no worker, so no pod would reach its GPUs", "groups", node.name)
-            if "control_plane" in node.groups:
-                yield Problem(
-                    "is in group gpu and a control plane, which would boot with each driver; use a worker",
-                    "groups",
-                    node.name,
-                )
-            if len({gpu.simulated for gpu in node.facts.gpus}) > 1:
-                yield Problem("has real and simulated GPUs; a node has one kind", "facts.gpus", node.name)
-            if self.mig and self.simulated(node):
-                message = "has simulated GPUs, which cannot be cut; leave out settings.gpu.mig"
-                yield Problem(message, "facts.gpus", node.name)
+            yield from self._problems_of(node)
+
+    def _problems_of(self, node: Node) -> Iterable[Problem]:
+        if node.facts.gpus and "gpu" not in node.groups:
+            yield Problem("has GPUs and is not in group gpu; add the group", "facts.gpus", node.name)
+        if "gpu" not in node.groups:
+            return
+        if not node.facts.gpus:
+            yield Problem("is in group gpu and names no GPUs; add them to facts.gpus", "groups", node.name)
+        if "worker" not in node.groups:
+            yield Problem("is in group gpu and no worker, so no pod would reach its GPUs", "groups", node.name)
+        if "control_plane" in node.groups:
+            yield Problem(
+                "is in group gpu and a control plane, which would boot with each driver; use a worker",
+                "groups",
+                node.name,
+            )
+        if len({gpu.simulated for gpu in node.facts.gpus}) > 1:
+            yield Problem("has real and simulated GPUs; a node has one kind", "facts.gpus", node.name)
+        if self.mig and self.simulated(node):
+            message = "has simulated GPUs, which cannot be cut; leave out settings.gpu.mig"
+            yield Problem(message, "facts.gpus", node.name)

@@ -189,9 +189,10 @@ def pinned(versions: Mapping[str, str]) -> Iterator[Command]:
     """
     installed: dict[str, str] = host.get_fact(Packages)
     others = [f"{name}={version}" for name, version in versions.items() if installed.get(name) != version]
+    # What a person held stays theirs: it is not noted as ours.
+    loose = [name for name in versions if f"held:{name}" not in installed]
     if others:
         yield from _repair()
         yield _install(others, f"{APT} --no-install-recommends --allow-change-held-packages --allow-downgrades")
-        yield Command(_hold(list(versions)))
-    elif loose := [name for name in versions if f"held:{name}" not in installed]:
+    if loose:
         yield Command(_hold(loose))

@@ -122,10 +122,17 @@ class Boot(Command):
 class Standing:
     """How a node stands in the cluster."""
 
-    ours: bool
-    """It was cordoned by us, and waits to be let in: a person's cordon is theirs to take back."""
+    cordoned: bool
+    """No pod is sent there."""
+    marked: bool
+    """It has our mark, that it was we who cordoned it."""
     label: str
     """The label that lets the pods in that need what the node was emptied for; empty if it has none."""
+
+    @property
+    def ours(self) -> bool:
+        """It was cordoned by us, and waits to be let in: a person's cordon is theirs to take back."""
+        return self.cordoned and self.marked
 
 
 def standing(name: str, label: str) -> Standing:
@@ -135,10 +142,25 @@ def standing(name: str, label: str) -> Standing:
         name: of the node in the cluster.
         label: key of a label.
     """
-    template = f'{{{{index .metadata.annotations "{EMPTIED}"}}}} {{{{index .metadata.labels "{label}"}}}}'
+    template = (
+        f'{{{{.spec.unschedulable}}}} {{{{index .metadata.annotations "{EMPTIED}"}}}} '
+        f'{{{{index .metadata.labels "{label}"}}}}'
+    )
     said = probe(f"{OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)}").text
-    emptied, value = [*said.replace("<no value>", "-").split(), "-", "-"][:2]
-    return Standing(emptied != "-", "" if value == "-" else value)
+    cordoned, mark, value = [*said.replace("<no value>", "-").split(), "-", "-", "-"][:3]
+    return Standing(cordoned == "true", mark != "-", "" if value == "-" else value)
+
+
+@operation
+def unmarked(name: str, stands: Standing) -> Iterator[Command]:
+    """A node that a person let in does not bear our mark: the next cordon may be theirs.
+
+    Args:
+        name: of the current node in the cluster.
+        stands: how it stands there.
+    """
+    if stands.marked and not stands.cordoned:
+        yield Command(f"{OWN_KUBECTL} annotate node {shlex.quote(name)} {EMPTIED}-")
 
 
 @operation
@@ -163,10 +185,13 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str, 
     offers = f"{_offered(node, resource)} | grep -q '^[1-9]'"
     yield Elsewhere(
         planes,
-        f"{KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}' | grep -q true "
-        f"|| {KUBECTL} annotate node {node} {EMPTIED}=true --overwrite >/dev/null\n"
+        f"was=$({KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}') || exit 1\n"
+        f'[ "$was" = true ] || {KUBECTL} annotate node {node} {EMPTIED}=true --overwrite >/dev/null\n'
         f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
-        f"--timeout={DRAIN_SECONDS}s >&2 || {{ {_uncordon(node)}; echo '{name} stays as it is' >&2; exit 1; }}\n"
+        f"--timeout={DRAIN_SECONDS}s >&2 || {{ "
+        # A cordon that was there before is not ours to take back now.
+        f'[ "$was" = true ] || {{ {_uncordon(node)}; }}; '
+        f"echo '{name} stays as it is' >&2; exit 1; }}\n"
         f"{KUBECTL} label node {node} {label}- >/dev/null\n"
         f"{waiting.format(until=there, otherwise=f'pods with {leaving} do not leave {name}')}\n"
         f"{waiting.format(until=offers, otherwise=f'{name} offers {resource} without them')}",
