@@ -36,6 +36,9 @@ errors = Console(stderr=True, highlight=False)
 ANY_WIDTH = 10_000
 """Columns that no table fills."""
 
+NAMED = 12
+"""How many of what was not run are named one by one; the log has all."""
+
 
 def print_table(table: Table, to: Console = console) -> None:
     """Print a table so that nothing of it is cut: folded to a terminal's width, elsewhere as wide as it is."""
@@ -178,5 +181,9 @@ def show_summary(result: RunResult, to: Console = console) -> None:
     skipped = sum(1 for step in result.steps if step.outcome == "skipped")
     if skipped:
         parts.append(f"{skipped} not run")
+    if skipped and not result.planning:
+        named = [f"{step.step} on {step.node}" for step in result.steps if step.outcome == "skipped"]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        to.print(f"[yellow]not run:[/yellow] {', '.join(named[:NAMED])}{more}")
     colour = "green" if result.ok else "red"
     to.print(f"[{colour}]{', '.join(parts)}[/{colour}] in {result.seconds:.1f} s")

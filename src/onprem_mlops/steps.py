@@ -57,6 +57,7 @@ class Step:
     only: Only | None
     after: tuple[str, ...]
     order: int
+    rolling: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Step:
 
 
 def step(
-    *, on: str | tuple[str, ...], only: Only | None = None, after: tuple[str, ...] = ()
+    *, on: str | tuple[str, ...], only: Only | None = None, after: tuple[str, ...] = (), rolling: bool = False
 ) -> Callable[[StepFunction], StepFunction]:
     """Declare a function of a role's `deploy.py` as a step.
 
@@ -74,8 +75,10 @@ def step(
         only: "first" for the group's first node, whose disk it needs; "any" for the first that can be reached, for
             what belongs to the cluster and no node. None for each.
         after: steps of the same role that must be done on all their nodes. Steps named by parameters are implied.
+        rolling: one node at a time, in the order of the site file; the first is the canary. Once it has failed on one,
+            it begins on no other.
     """
-    return _mark("__step__", on, only, after)
+    return _mark("__step__", on, only, after, rolling=rolling)
 
 
 def removal(*, on: str | tuple[str, ...]) -> Callable[[StepFunction], StepFunction]:
@@ -93,13 +96,13 @@ def admission(*, on: str | tuple[str, ...]) -> Callable[[StepFunction], StepFunc
 
 
 def _mark(
-    attribute: str, on: str | tuple[str, ...], only: Only | None, after: tuple[str, ...]
+    attribute: str, on: str | tuple[str, ...], only: Only | None, after: tuple[str, ...], *, rolling: bool = False
 ) -> Callable[[StepFunction], StepFunction]:
     groups = (on,) if isinstance(on, str) else on
 
     def mark(function: StepFunction) -> StepFunction:
         order = function.__code__.co_firstlineno
-        setattr(function, attribute, Step(function.__name__, function, groups, only, after, order))
+        setattr(function, attribute, Step(function.__name__, function, groups, only, after, order, rolling))
         return function
 
     return mark

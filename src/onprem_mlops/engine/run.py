@@ -310,9 +310,16 @@ class Run:
         return step.only is None and not wanted and progress.missed.keys() <= self.result.unreachable.keys()
 
     def _ready(self, planned: PlannedStep, node: Node) -> bool:
-        return all(self._progress[need].settled for need in planned.after) and all(
-            node.name not in self._progress[need].open for need in planned.here
+        return (
+            all(self._progress[need].settled for need in planned.after)
+            and all(node.name not in self._progress[need].open for need in planned.here)
+            and (not planned.step.rolling or self._first_open(planned) == node.name)
         )
+
+    def _first_open(self, planned: PlannedStep) -> str:
+        """The first node, in the order of the site file, on which a step has not ended."""
+        still_open = self._progress[planned.id].open
+        return next(node.name for node in planned.nodes if node.name in still_open)
 
     def _step(self, progress: _Progress, node: Node, host: Host) -> None:
         planned = progress.planned
@@ -410,7 +417,7 @@ class Run:
             step = progress.planned.id
             self.result.steps.append(StepResult(step, node, "skipped", 0.0, 0, (), skipped))
             self._listener(StepSkipped(step=step, node=node, reason=skipped))
-        if progress.settled or missed:
+        if progress.settled or missed or progress.planned.step.rolling:
             self._wake()
 
     def _wake(self) -> None:

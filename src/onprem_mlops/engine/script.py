@@ -16,6 +16,7 @@ from onprem_mlops.deployment import Work, context_maker
 from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.connector import ENDPOINT
 from onprem_mlops.engine.run import MakeContext
+from onprem_mlops.errors import MlopsError
 from onprem_mlops.plan import Graph, Phase, PlannedStep, plan
 from onprem_mlops.site import Site, load_site
 from onprem_mlops.site.material import SiteMaterial
@@ -23,6 +24,8 @@ from onprem_mlops.site.material import SiteMaterial
 _values: dict[str, dict[str, Any]] = {}
 """Step → node → what it returned; pyinfra finishes one operation on all nodes before the next begins."""
 
+_failed: dict[str, str] = {}
+"""Step → the first node that it failed on: pyinfra itself goes on with the next one."""
 
 _plans: dict[tuple[str, str], tuple[Site, Graph, MakeContext]] = {}
 """Inventory folder and phase → its plan: the script is read once for each node, the plan is made once."""
@@ -46,17 +49,30 @@ def lay_down(phase: Phase) -> None:
     for planned in graph:
         # Added on every node, also where the step has nothing to do: pyinfra tells operations of one line apart by
         # their number on the node, and runs equal numbers side by side.
-        python.call(name=planned.id, function=_step, planned=planned, graph=graph, make_context=make_context)
+        python.call(
+            name=planned.id,
+            function=_step,
+            planned=planned,
+            graph=graph,
+            make_context=make_context,
+            _serial=planned.step.rolling,
+        )
 
 
 def _step(planned: PlannedStep, graph: Graph, make_context: MakeContext) -> None:
     node = next((one for one in planned.nodes if one.name == host.name), None)
     if node is None or (planned.step.only == "any" and node != planned.nodes[0]):
         return
+    if planned.step.rolling and planned.id in _failed:
+        raise MlopsError(f"{node.name} was left as it is: {planned.id} failed on {_failed[planned.id]}")
     by_id = {one.id: one for one in graph}
     inputs: dict[str, Any] = {}
     for name in planned.step.inputs:
         producer = by_id[f"{planned.role.name}.{name}"]
         inputs[name] = producer.given(_values[producer.id])
-    value = planned.step.function(make_context(planned, node), **inputs)
+    try:
+        value = planned.step.function(make_context(planned, node), **inputs)
+    except BaseException:
+        _failed.setdefault(planned.id, node.name)
+        raise
     _values.setdefault(planned.id, {})[node.name] = value

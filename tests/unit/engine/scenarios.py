@@ -430,6 +430,43 @@ def barriers(folder: Path) -> None:
     assert order.index(("barred", "n2")) > order.index(("slow", "n1")), "the barrier did not hold"
 
 
+def rolling(folder: Path) -> None:
+    order: list[str] = []
+
+    @step(on="all")
+    def slow_on_n1(ctx: Context[Any]) -> None:
+        if ctx.node.name == "n1":
+            shell.run("sleep", "sleep 0.3", unless="false")
+
+    @step(on="all", rolling=True)
+    def switch(ctx: Context[Any]) -> None:
+        order.append(f"{ctx.node.name} begins")
+        shell.run("sleep", "sleep 0.3", unless="false")
+        if fails:
+            raise MlopsError("no way")
+        order.append(f"{ctx.node.name} ends")
+
+    @step(on="all")
+    def free(ctx: Context[Any]) -> None:
+        order.append(f"free on {ctx.node.name}")
+
+    fails = False
+    run(slow_on_n1, switch, free, folder=folder)
+    assert [one for one in order if "free" not in one] == ["n1 begins", "n1 ends", "n2 begins", "n2 ends"], order
+    assert order.index("free on n2") < order.index("n1 ends"), "n2 has nothing to do but wait for its turn"
+    order.clear()
+    ran = run(slow_on_n1, switch, folder=folder, connector=FirstIsLost)
+    assert order == ["n2 begins", "n2 ends"], "a lost node keeps nobody waiting"
+    assert list(ran.result.unreachable) == ["n1"]
+    order.clear()
+    fails = True
+    ran = run(slow_on_n1, switch, folder=folder)
+    assert order == ["n1 begins"], "a canary that failed stops the rest"
+    assert [(one.node, one.note) for one in ran.result.steps if one.outcome == "skipped"] == [
+        ("n2", "the run stopped after demo.switch failed on n1")
+    ]
+
+
 def secrets(folder: Path) -> None:
     @step(on="all", only="first")
     def lay_down(ctx: Context[Any]) -> None:

@@ -75,5 +75,9 @@ def test_steps_wait_only_for_what_they_need(tmp_path: Path) -> None:
     scenario("barriers", tmp_path)
 
 
+def test_a_rolling_step_takes_one_node_after_the_other_and_stops_at_the_first_that_fails(tmp_path: Path) -> None:
+    scenario("rolling", tmp_path)
+
+
 def test_secret_content_is_in_no_event(tmp_path: Path) -> None:
     scenario("secrets", tmp_path)

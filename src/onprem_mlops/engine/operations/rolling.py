@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 from pyinfra.api.exceptions import ConnectError
-from pyinfra.context import host
 
 from onprem_mlops.engine.connector import FramedConnector
 from onprem_mlops.engine.facts import probe
@@ -31,37 +27,14 @@ BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
 OFFER_SECONDS = 180
 EMPTIED = "onprem-mlops.local/emptied"
-"""Annotation of a node that we cordoned, and that we may let in again."""
-OWN_KUBECTL = "/usr/local/bin/kubectl --kubeconfig /etc/kubernetes/kubelet.conf"
+"""Annotation of a node that we cordoned, and that we may let in again; its value says who of us."""
+DEPLOY = "true"
+"""Its value where a deploy did."""
+ACCOUNT = "/etc/kubernetes/kubelet.conf"
+"""The node's own account with the cluster."""
+OWN_KUBECTL = f"/usr/local/bin/kubectl --kubeconfig {ACCOUNT}"
 """kubectl with the node's own account."""
 _BOOT = "cat /proc/sys/kernel/random/boot_id"
-
-
-class Turns:
-    """One node of a run at a time; once one has failed, none of the others begins."""
-
-    _of_run: ClassVar[WeakKeyDictionary[State, Turns]] = WeakKeyDictionary()
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._failed = ""
-
-    @classmethod
-    @contextmanager
-    def take(cls) -> Iterator[None]:
-        """In here the current node is the only one. MlopsError if one before it failed."""
-        turns = cls._of_run.setdefault(host.state, cls())
-        with turns._lock:
-            if turns._failed:
-                raise MlopsError(
-                    f"{host.name} was left as it is: {turns._failed}, which came before it, failed",
-                    f"Mend {turns._failed} first; then run the same command again, and it goes on from there.",
-                )
-            try:
-                yield
-            except BaseException:
-                turns._failed = host.name
-                raise
 
 
 class Elsewhere(Command):
@@ -124,19 +97,21 @@ class Standing:
 
     cordoned: bool
     """No pod is sent there."""
-    marked: bool
-    """It has our mark, that it was we who cordoned it."""
+    mark: str
+    """Who of us cordoned it: `DEPLOY`, or what watches the node; empty if nobody of us did."""
     label: str
     """The label that lets the pods in that need what the node was emptied for; empty if it has none."""
 
     @property
     def ours(self) -> bool:
         """It was cordoned by us, and waits to be let in: a person's cordon is theirs to take back."""
-        return self.cordoned and self.marked
+        return self.cordoned and bool(self.mark)
 
 
 def standing(name: str, label: str) -> Standing:
-    """How the current node stands, by its own account with the cluster.
+    """How the current node stands, by its own account with the cluster; one that is in none has no mark and no label.
+
+    MlopsError if the cluster does not say: what cannot be seen must not be taken for something that has to change.
 
     Args:
         name: of the node in the cluster.
@@ -146,9 +121,17 @@ def standing(name: str, label: str) -> Standing:
         f'{{{{.spec.unschedulable}}}} {{{{index .metadata.annotations "{EMPTIED}"}}}} '
         f'{{{{index .metadata.labels "{label}"}}}}'
     )
-    said = probe(f"{OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)}").text
-    cordoned, mark, value = [*said.replace("<no value>", "-").split(), "-", "-", "-"][:3]
-    return Standing(cordoned == "true", mark != "-", "" if value == "-" else value)
+    asked = probe(
+        f"if [ -e {ACCOUNT} ]; then {OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)} "
+        "2>&1; else echo - - -; fi"
+    )
+    if not asked.ok:
+        raise MlopsError(
+            f"{name} cannot see in the cluster how it stands there: {asked.text.strip()}",
+            "Is the Kubernetes API up, and reachable from that node? Then run the same command again.",
+        )
+    cordoned, mark, value = [*asked.text.replace("<no value>", "-").split(), "-", "-", "-"][:3]
+    return Standing(cordoned == "true", mark.strip("-"), "" if value == "-" else value)
 
 
 @operation
@@ -159,15 +142,24 @@ def unmarked(name: str, stands: Standing) -> Iterator[Command]:
         name: of the current node in the cluster.
         stands: how it stands there.
     """
-    if stands.marked and not stands.cordoned:
+    if stands.mark and not stands.cordoned:
         yield Command(f"{OWN_KUBECTL} annotate node {shlex.quote(name)} {EMPTIED}-")
 
 
 @operation
-def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str, resource: str) -> Iterator[Command]:
+def emptied(
+    name: str,
+    planes: Sequence[Endpoint],
+    *,
+    label: str,
+    leaving: str,
+    resource: str,
+    drain: bool = True,
+    seconds: int = DRAIN_SECONDS,
+) -> Iterator[Command]:
     """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
 
-    A node that cannot be emptied is let in again, as it was.
+    A node that cannot be emptied is let in again, as it was. What pods keep in volumes of kind emptyDir is lost.
 
     Args:
         name: of the node in the cluster.
@@ -176,26 +168,54 @@ def emptied(name: str, planes: Sequence[Endpoint], *, label: str, leaving: str, 
         leaving: selector of these daemon sets' pods, which must be gone from the node, too.
         resource: what the node offers only while they run: the cluster must know that it does not any more, so that
             what it knows later is new.
+        drain: False leaves the other pods where they are: only what offers the resource begins anew.
+        seconds: how long the other pods may take to go.
     """
     node = shlex.quote(name)
-    waiting = (
-        "i=0; while {until}; do i=$((i + 1)); [ $i -lt 120 ] || {{ echo '{otherwise}' >&2; exit 1; }}; sleep 0.5; done"
+    pods = (
+        f'found=$({KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name) && [ -z "$found" ]'
     )
-    there = f"{KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name | grep -q ."
-    offers = f"{_offered(node, resource)} | grep -q '^[1-9]'"
-    yield Elsewhere(
-        planes,
+    offered = f"found=$({_offered(node, resource)}) && case $found in [1-9]*) false ;; esac"
+    script = (
         f"was=$({KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}') || exit 1\n"
-        f'[ "$was" = true ] || {KUBECTL} annotate node {node} {EMPTIED}=true --overwrite >/dev/null\n'
+        f"{_drained(name, seconds) if drain else ''}"
+        f"{KUBECTL} label node {node} {label}- || exit 1\n"
+        f"{_awaited(pods, f'pods with {leaving} do not leave {name}')}"
+        f"{_awaited(offered, f'{name} offers {resource} without them')}"
+    )
+    yield Elsewhere(planes, _unbroken(name, script, seconds), seconds=2 * seconds + 180)
+
+
+def _drained(name: str, seconds: int) -> str:
+    """Shell: cordoned with our mark, and drained; if that fails, as it was: `was` says whether it was cordoned."""
+    node = shlex.quote(name)
+    return (
+        f'[ "$was" = true ] || {KUBECTL} annotate node {node} {EMPTIED}={DEPLOY} --overwrite || exit 1\n'
         f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
-        f"--timeout={DRAIN_SECONDS}s >&2 || {{ "
+        f"--timeout={seconds}s || {{ "
         # A cordon that was there before is not ours to take back now.
-        f'[ "$was" = true ] || {{ {_uncordon(node)}; }}; '
-        f"echo '{name} stays as it is' >&2; exit 1; }}\n"
-        f"{KUBECTL} label node {node} {label}- >/dev/null\n"
-        f"{waiting.format(until=there, otherwise=f'pods with {leaving} do not leave {name}')}\n"
-        f"{waiting.format(until=offers, otherwise=f'{name} offers {resource} without them')}",
-        seconds=DRAIN_SECONDS + 180,
+        f'[ "$was" = true ] || {{ {_uncordoned(node)}; }}; '
+        f"echo '{name} stays as it is'; exit 1; }}\n"
+    )
+
+
+def _awaited(until: str, otherwise: str) -> str:
+    """Shell: wait a minute until something is so."""
+    return (
+        f"i=0; until {until}; do i=$((i + 1)); [ $i -lt 120 ] || {{ echo '{otherwise}'; exit 1; }}; sleep 0.5; done\n"
+    )
+
+
+def _unbroken(name: str, script: str, seconds: int) -> str:
+    """Shell: a script that goes on to its end when the run that began it dies, and that the next run waits for.
+
+    A drain that is cut off in the middle would let the node in again under the hands of the next run.
+    """
+    lock = shlex.quote(f"/run/onprem-mlops-rolling-{name}.lock")
+    return (
+        f"said=$(mktemp) || exit 1; ( exec 8>{lock}; flock -w {seconds} 8 || "
+        f"{{ echo 'an earlier run still empties {name}'; exit 1; }}\n{script}) >$said 2>&1; status=$?\n"
+        "cat $said >&2; rm -f $said; exit $status"
     )
 
 
@@ -204,11 +224,11 @@ def _offered(node: str, resource: str) -> str:
     return f"{KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
 
 
-def _uncordon(node: str) -> str:
+def _uncordoned(node: str) -> str:
     """Shell: take our own cordon back."""
     return (
-        f"if {KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}' | grep -q {EMPTIED}; then "
-        f"{KUBECTL} uncordon {node} && {KUBECTL} annotate node {node} {EMPTIED}- >/dev/null; fi"
+        f"marks=$({KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}') || exit 1\n"
+        f"case $marks in *{EMPTIED}*) {KUBECTL} uncordon {node} && {KUBECTL} annotate node {node} {EMPTIED}- ;; esac"
     )
 
 
@@ -243,6 +263,6 @@ def let_in(
         f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
         f'it stays cordoned" >&2\n'
         f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide >&2; exit 1\ndone\n"
-        f"{_uncordon(node)}",
+        f"( {_uncordoned(node)}\n) >&2",
         seconds=BOOT_SECONDS + OFFER_SECONDS + 60,
     )

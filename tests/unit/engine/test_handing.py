@@ -1,4 +1,4 @@
-"""One node at a time, and one maker for all: who waits, who goes on, and what a failure stops."""
+"""One maker for all: who waits, and who goes on when it fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from pyinfra.context import ctx_host
 
 from onprem_mlops.engine.operations.handing import Maker
-from onprem_mlops.engine.operations.rolling import Turns
 from onprem_mlops.errors import MlopsError
 
 HELD_SECONDS = 0.5
@@ -48,25 +47,6 @@ def at_once(names: tuple[str, ...], enter: Callable[[], AbstractContextManager[N
     for thread in threads:
         thread.join()
     return said
-
-
-def test_nodes_take_turns() -> None:
-    assert at_once(("g1", "g2"), Turns.take) == ["g1 begins", "g1 ends", "g2 begins", "g2 ends"]
-
-
-def test_none_begins_after_one_that_failed() -> None:
-    said = at_once(("g1", "g2", "g3"), Turns.take, fails="g1")
-    assert said == [
-        "g1 begins",
-        "g1 fails",
-        "g2 was left as it is: g1, which came before it, failed",
-        "g3 was left as it is: g1, which came before it, failed",
-    ]
-
-
-def test_turns_of_another_run_are_free() -> None:
-    at_once(("g1",), Turns.take, fails="g1")
-    assert at_once(("g2",), Turns.take) == ["g2 begins", "g2 ends"]
 
 
 def test_one_node_makes_it_while_the_others_wait(tmp_path: Path) -> None:
