@@ -59,6 +59,9 @@ _NUMBERS: tuple[tuple[int, int, Generation], ...] = (
 """First and last device number of a generation. Source: pci.ids, and NVIDIA's list of supported chips, which also says
 what its open modules need."""
 
+_CUT = ((0x2080, 0x20FF), (0x2300, 0x23FF), (0x2900, 0x29FF))
+"""Device numbers of the chips that MIG can cut: GA100, GH100, GB100 and their kin. Source: NVIDIA's MIG user guide."""
+
 _MODELS: dict[int, tuple[str, int]] = {
     0x1DB1: ("V100 SXM2", 16),
     0x1DB4: ("V100 PCIe", 16),
@@ -122,6 +125,11 @@ def cards(listing: str) -> tuple[Card, ...]:
 def has_nvswitch(listing: str) -> bool:
     """Whether the cards are joined by NVSwitch, which needs NVIDIA's fabric manager."""
     return any(kind.startswith(_BRIDGE) for _, kind, _ in _devices(listing))
+
+
+def can_be_cut(card: Card) -> bool:
+    """Whether a card can be cut into parts (MIG): chips made for data centres, from A30 and A100 on."""
+    return any(first <= card.number <= last for first, last in _CUT)
 
 
 def _devices(listing: str) -> list[tuple[str, str, str]]:

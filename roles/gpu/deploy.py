@@ -4,57 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from onprem_mlops import wheelhouse
-from onprem_mlops.endpoint import endpoint
-from onprem_mlops.engine.facts import Packages, fact, probe
+from onprem_mlops.engine.facts import Packages, fact
 from onprem_mlops.engine.operations import apt, files, handing, kubectl, python, rolling, shell, systemd
 from onprem_mlops.engine.runner import OperationFailed
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context, admission, removal, step
-from onprem_mlops.shell import Endpoint
+from onprem_mlops.site import Node
 
-from . import cards
-from .pins import Pins, resolved
+from . import cards, fitness, simulation, switch
+from .fitness import simulated
+from .pins import KERNEL, KINDS, Pins, numbers, packages_of
 from .settings import Settings
+from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, LOOK, OWN, SERVICE, WATCH
 
 ON = "gpu"
-CONTROL_PLANE = "control_plane"
-ARCHIVE = "bookworm-gpu"
-GATE = "onprem-mlops.local/gpu-driver"
-"""Label of a node whose driver is there, with its version: what uses the driver in the cluster waits for it."""
-
 SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
-NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
-NO_BUILDS = "/etc/dkms/no-autoinstall"
-RAMDISKS = "/etc/initramfs-tools/update-initramfs.conf"
-BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
-CARDS = "/etc/onprem-gpu/cards"
 FOUND = "/etc/onprem-gpu/found"
-SIGNER = "/var/lib/dkms/mok.pub"
-"""What DKMS signs modules with, where Secure Boot asks for it."""
-QUIET = "/etc/modprobe.d/00-onprem-gpu-simulated.conf"
 PROGRAMS = "/usr/local/sbin"
 COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
 UNITS = "/etc/systemd/system"
-SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
-LOOK = "onprem-gpu-watch.service"
-GOOD = "[ \"$(cat /run/onprem-gpu/watch)\" = '[]' ]"
-"""Shell: whether the last look found all cards well."""
-PERSISTENCE = "nvidia-persistenced.service"
+KEPT_ARCHIVES = 6
+"""How many archives of modules the controller keeps: each is some 50 MB."""
 ENVIRONMENTS = "/opt/onprem-gpu"
 TOOLS = ("dkms", "gcc-12", "mokutil", "pciutils", "python3", "zstd")
-KERNEL_PARTS = ("image", "headers")
-META = tuple(f"linux-{part}-amd64" for part in KERNEL_PARTS)
+META = ("linux-image-amd64", "linux-headers-amd64")
 """Packages that bring the newest kernel along. A node that has them keeps them, held."""
+DRIVERS = re.compile(r"(lib)?nvidia-|libcuda1$|firmware-nvidia-")
+"""Names of the driver's packages."""
 CDI = "--vendor=k8s.device-plugin.nvidia.com --class=gpu --device-name-strategy=uuid"
 FOLDER = "/etc/kubernetes/addons/gpu"
-OWN = "onprem-mlops.local/role=gpu"
-"""Label of the role's pods in namespace kube-system."""
 WORKLOADS = ("daemonsets/nvidia-device-plugin", "daemonsets/gpu-feature-discovery", "deployments/nfd-master")
 OTHERS = (
     "configmap/nvidia-device-plugin",
@@ -68,133 +52,59 @@ NODE_FEATURES = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodefea
 @admission(on=ON)
 def fit(ctx: Context[Settings]) -> None:
     """Refuse pins that the mirror does not have, a release without a driver, and cards that the driver does not fit."""
-    codename = probe('. /etc/os-release; echo "$VERSION_CODENAME"').text.strip()
-    if codename != "bookworm":
-        raise MlopsError(
-            f"{ctx.node.name} runs Debian {codename}, and the mirror has drivers for bookworm (12) only",
-            "Take the node out of group gpu, or install Debian 12 on it.",
-        )
-    pins = _pins(ctx)
-    if not _simulated(ctx):
-        _refuse_misfits(ctx, pins)
-
-
-def _refuse_misfits(ctx: Context[Settings], pins: Pins) -> None:
-    listing = probe(cards.LISTED).text
-    found = cards.cards(listing)
-    modules = ctx.settings.modules if ctx.settings.modules != "auto" else cards.fitting_modules(found)
-    if wrong := cards.misfits(pins.driver, modules, found):
-        raise MlopsError(
-            f"{ctx.node.name}: driver {pins.driver} does not fit: {'; '.join(wrong)}",
-            "Pin another driver in settings.gpu.driver, or take the card out.",
-        )
-    if modules == "open":
-        raise MlopsError(
-            f"{ctx.node.name} needs NVIDIA's open kernel modules, which Debian 12 has in no version of its driver",
-            "Such cards need a driver of NVIDIA's own repository, which this version does not lay down.",
-        )
-    if cards.has_nvswitch(listing):
-        raise MlopsError(
-            f"{ctx.node.name} has NVSwitch, whose fabric manager is neither in Debian nor in the mirror",
-            "Such a node needs NVIDIA's own repository, which this version does not lay down.",
-        )
-    if _secure_boot() and not probe(f"mokutil --test-key {SIGNER} | grep -q 'already enrolled'").ok:
-        raise MlopsError(
-            f"{ctx.node.name} has Secure Boot on, and would refuse modules that are signed with {SIGNER}",
-            f"Once, on the node: apt-get install mokutil openssl; mkdir -p /var/lib/dkms; openssl req -new -x509 "
-            f"-nodes -days 36500 -subj '/CN=DKMS module signing key' -newkey rsa:2048 -outform DER -out {SIGNER} "
-            f"-keyout {SIGNER[:-3]}key; mokutil --import {SIGNER}; reboot, and enrol it at the console. Or switch "
-            "Secure Boot off.",
-        )
-
-
-def _secure_boot() -> bool:
-    variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-    return probe(f"od -An -tu1 -j4 -N1 {variable}").text.strip() == "1"
-
-
-def _findings(ctx: Context[Settings]) -> str:
-    """What of the node matters for its driver, a line each."""
-    if _simulated(ctx):
-        found = [f"{gpu.count} × {gpu.model}, SIMULATED" for gpu in ctx.node.facts.gpus]
-    else:
-        found = [str(card) for card in cards.cards(probe(cards.LISTED).text)]
-    groups = probe("ls /sys/kernel/iommu_groups | wc -l").text.strip()
-    return "".join(
-        f"{line}\n"
-        for line in (
-            *found,
-            f"Secure Boot: {'on' if _secure_boot() else 'off'}",
-            f"IOMMU: {f'{groups} groups' if groups.strip('0') else 'off'}",
-        )
-    )
+    fitness.refuse_misfits(ctx)
 
 
 @step(on=ON)
 def prepare(ctx: Context[Settings]) -> None:
     """The kernel with its headers, the tools that build modules, and the programs around the driver. No pod notices."""
-    pins = _pins(ctx)
-    files.content("what was found", FOUND, _findings(ctx))
+    pins = fitness.pins(ctx)
+    switch.as_ever()
+    files.content("what was found", FOUND, fitness.findings(ctx))
     keyring = "/etc/apt/keyrings/onprem-mlops.asc"
     files.content("the driver's archive on the mirror", SOURCES, ctx.render("apt.sources.j2", keyring=keyring))
-    files.content("nouveau keeps off the cards", NOUVEAU, "blacklist nouveau\noptions nouveau modeset=0\n")
-    _boot_default(ctx, _running(ctx)[0] or pins.kernel, unless_there=True)
+    files.content("nouveau keeps off the cards", switch.NOUVEAU, "blacklist nouveau\noptions nouveau modeset=0\n")
+    switch.boot_default(ctx, switch.running(ctx).kernel or pins.kernel, unless_there=True)
     apt.packages("what builds kernel modules", *TOOLS)
     apt.held("newer kernels come in a deploy, not at night", *META)
-    _install_kernel(pins)
+    _install_kernel(ctx, pins)
     authority = ctx.settings_of("node").authority_path
     for name in COMMANDS:
         files.download(name, f"/usr/local/bin/{name}", ctx.file("nvidia-container-toolkit", name), authority=authority)
-    if _simulated(ctx):
-        _simulation(ctx, authority)
-    libraries = f"{_root(ctx)}/usr/lib/x86_64-linux-gnu" if _simulated(ctx) else cards.LIBRARIES
+    if simulated(ctx):
+        simulation.laid_down(ctx, authority)
+    libraries = f"{simulation.root(ctx)}/usr/lib/x86_64-linux-gnu" if simulated(ctx) else cards.LIBRARIES
     files.content(
         "what loads the driver",
         f"{PROGRAMS}/onprem-gpu",
-        ctx.render("onprem-gpu.j2", simulated=_simulated(ctx), cdi=_cdi(ctx), libraries=libraries),
+        ctx.render(
+            "onprem-gpu.j2",
+            simulated=simulated(ctx),
+            simulation=simulation.PROGRAM,
+            cdi=_cdi(ctx),
+            libraries=libraries,
+            specification=switch.SPECIFICATION,
+            run=switch.RUN,
+        ),
         mode="755",
     )
     _measurement(ctx, authority, libraries)
 
 
-def _install_kernel(pins: Pins) -> None:
+def _install_kernel(ctx: Context[Settings], pins: Pins) -> None:
     """Kernel and headers. What comes with them builds no driver for it, but modules of others as ever."""
     installed: dict[str, str] = fact(Packages)
     if any(installed.get(name) != version for name, version in pins.kernel_packages.items()):
-        files.content("the driver is not built by the kernel's packages", NO_BUILDS, "")
+        files.content("the driver is not built by the kernel's packages", switch.NO_BUILDS, "")
     apt.pinned("the kernel that the driver is built for", pins.kernel_packages)
-    files.absent("modules of others are built as ever", NO_BUILDS)
-    others = "dkms status | sed -n 's,^\\([^/]*\\)/\\([^:,]*\\)[:,].*,\\1 \\2,p' | grep -v '^nvidia-current ' | sort -u"
+    files.absent("modules of others are built as ever", switch.NO_BUILDS)
+    script = ctx.render("others.sh.j2", kernel=pins.kernel, modules=[one.name for one in KINDS.values()])
     shell.run(
         "modules of others for this kernel, such as a network card's",
-        f"{others} | while read -r name version; do dkms install -m $name -v $version -k {pins.kernel} || exit 1; done",
-        unless=f"{others} | while read -r name version; do "
-        f"dkms status -m $name -v $version -k {pins.kernel} | grep -q installed || exit 1; done",
+        f"sh -c {shlex.quote(script)} others install",
+        unless=f"sh -c {shlex.quote(script)} others check",
         timeout=3600,
     )
-
-
-def _simulation(ctx: Context[Settings], authority: str) -> None:
-    """What stands in for cards, and says so."""
-    library = _library(ctx)
-    files.download("SIMULATED cards", library, ctx.file("simulated-gpu", "libnvidia-ml.so.1"), authority=authority)
-    files.content("SIMULATED cards: which", CARDS, ctx.render("cards.j2", simulated_cards=_simulated_cards(ctx)))
-    text = ctx.render(
-        "onprem-gpu-simulated.j2", root=_root(ctx), boot_default=BOOT_DEFAULT, library=library, cards=CARDS
-    )
-    files.content("SIMULATED cards: boot and driver", f"{PROGRAMS}/onprem-gpu-simulated", text, mode="755")
-    # The packages have systemd load the driver, into a kernel that it was not built for.
-    files.content("SIMULATED cards: no kernel loads the driver", QUIET, "install nvidia-drm /bin/true\n")
-
-
-def _simulated_cards(ctx: Context[Settings]) -> Iterable[tuple[str, int, int, int, str, str]]:
-    index = 0
-    for gpu in ctx.node.facts.gpus:
-        model = cards.simulated(gpu.model)
-        for _ in range(gpu.count):
-            name = uuid.uuid5(uuid.NAMESPACE_DNS, f"{index}.{ctx.site.full_name(ctx.node)}")
-            yield gpu.model, model.mebibytes, *model.capability, f"GPU-{name}", f"00000000:{index + 1:02X}:00.0"
-            index += 1
 
 
 def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None:
@@ -203,7 +113,7 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
     python.environment(
         "what asks the cards", environment, ctx.files("gpu-exporter"), ctx.files("uv"), authority=authority
     )
-    values = {"simulated": _simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
+    values = {"simulated": simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
     watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, **values)
     files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
     for unit in (SERVICE, EXPORTER, WATCH, LOOK):
@@ -214,10 +124,10 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
 def modules(ctx: Context[Settings]) -> OperationFailed | None:
     """The driver's modules for that kernel, built once in the site, beside what runs.
 
-    Returns why they could not be built: the node's own next step says so, and other nodes go on.
+    Returns why they could not be built: other nodes go on, and the last step says so.
     """
-    pins = _pins(ctx)
-    archive = _archive(ctx, pins)
+    pins = fitness.pins(ctx)
+    archive = switch.archive(ctx, pins)
     kept = ctx.state / "gpu" / Path(archive).name
     try:
         files.directory("modules as they were built", f"{ctx.settings.folder}/modules")
@@ -234,9 +144,17 @@ def modules(ctx: Context[Settings]) -> OperationFailed | None:
             )
             if not ctx.planning:
                 handing.fetched("these modules, for like nodes", archive, kept)
+                _forget_archives(kept.parent)
     except OperationFailed as failed:
         return failed
     return None
+
+
+def _forget_archives(folder: Path) -> None:
+    """Keep the newest archives on the controller."""
+    oldest_first = sorted(folder.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
+    for path in oldest_first[:-KEPT_ARCHIVES]:
+        path.unlink()
 
 
 @step(on=CONTROL_PLANE, only="any")
@@ -292,137 +210,85 @@ def _plugin(ctx: Context[Settings]) -> Mapping[str, object]:
 
 
 def _forget_quotas(ctx: Context[Settings]) -> None:
-    found = kubectl.api("/api/v1/resourcequotas?labelSelector=onprem-mlops.local/role=gpu").body.get("items", ())
-    for namespace in sorted(one["metadata"]["namespace"] for one in found):
+    for namespace in _with_quota():
         if namespace not in ctx.settings.quotas:
             kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
 
 
-@step(on=ON, after=("cluster",))
-def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> None:
-    """The node has that driver, in the kernel and in user space: emptied before, booted if it has to, let in again."""
+def _with_quota() -> list[str]:
+    """Namespaces that have a quota of GPUs from us."""
+    found = kubectl.api("/api/v1/resourcequotas?labelSelector=onprem-mlops.local/role=gpu").body.get("items", ())
+    return sorted(one["metadata"]["namespace"] for one in found)
+
+
+@step(on=ON, after=("cluster",), rolling=True)
+def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> OperationFailed | MlopsError | None:
+    """The node has that driver, in the kernel and in user space: emptied before, booted if it has to, let in again.
+
+    Returns why the node stays as it is, if that need not keep others back: its modules could not be built, or one of
+    its cards does not answer.
+    """
     if failed := modules.get(ctx.node.name):
-        raise failed
-    pins = _pins(ctx)
-    _keep(ctx, pins)
-    stands = rolling.standing(ctx.node.name, GATE)
-    rolling.unmarked("a person let the node in", ctx.node.name, stands)
-    if not _is_there(ctx, pins) or stands.label != pins.driver or stands.ours:
-        _switch(ctx, pins)
-    apt.pinned("the driver", pins.driver_packages)
-    _as_ever()
-    _services(ctx)
-    python.alone("no environment of an earlier version", _environment(ctx))
+        return failed
+    pins = fitness.pins(ctx)
+    if switch.is_there(ctx, pins):
+        # The kernel that boots next is the one that the driver runs with.
+        switch.boot_default(ctx, pins.kernel)
+    return switch.brought(ctx, pins)
 
 
-def _keep(ctx: Context[Settings], pins: Pins) -> None:
-    """The kernel that boots next is the one that the driver runs with."""
-    if _running(ctx) == (pins.kernel, pins.driver):
-        _boot_default(ctx, pins.kernel)
-
-
-def _switch(ctx: Context[Settings], pins: Pins) -> None:
-    planes = _planes(ctx)
-    with rolling.Turns.take():
-        # Also where only the node is to be let in again: what gave up its cards looks at them anew.
-        rolling.emptied(
-            "no pod works on the node",
-            ctx.node.name,
-            planes,
-            label=GATE,
-            leaving=OWN,
-            resource=ctx.settings.resource,
-        )
-        if not _is_there(ctx, pins):
-            _install(ctx, pins)
-            _begin(ctx, pins)
-        rolling.let_in(
-            "the node offers its GPUs, and pods come again",
-            ctx.node.name,
-            planes,
-            label=GATE,
-            value=pins.driver,
-            resource=ctx.settings.resource,
-            least=ctx.settings.offered(ctx.node),
-        )
-
-
-def _install(ctx: Context[Settings], pins: Pins) -> None:
-    """Packages and modules of the driver. The modules were built before: the packages' own scripts build none."""
-    files.content("nothing is built while the node is empty", NO_BUILDS, "")
-    # Each of the packages asks for one anew.
-    files.set_aside("initial ramdisks wait", RAMDISKS)
-    files.content("no initial ramdisk for each package", RAMDISKS, "update_initramfs=no\n")
-    apt.pinned("the driver", pins.driver_packages)
-    _as_ever()
-    # It holds nothing of the driver; what it must know is that nouveau keeps off.
-    current = f"[ /boot/initrd.img-{pins.kernel} -nt {NOUVEAU} ]"
-    shell.run("the initial ramdisk knows of nouveau", f"update-initramfs -u -k {pins.kernel}", unless=current)
-    version = f"-m nvidia-current -v {pins.driver}"
-    shell.run(
-        f"modules for kernel {pins.kernel}",
-        f"dkms ldtarball --force --archive {_archive(ctx, pins)} >/dev/null && "
-        f'dkms install --force {version} -k {pins.kernel} && [ "$({_built(pins)})" = {pins.driver} ]',
-        unless=f'[ "$({_built(pins)})" = {pins.driver} ]',
-    )
-    _boot_default(ctx, pins.kernel)
-
-
-def _as_ever() -> None:
-    """Packages build modules and initial ramdisks again, also where a deploy died while they did not."""
-    files.absent("modules of others are built as ever", NO_BUILDS)
-    files.brought_back("initial ramdisks are made as ever", RAMDISKS)
-
-
-def _begin(ctx: Context[Settings], pins: Pins) -> None:
-    """The driver runs: loaded anew if the kernel is right and nothing holds on to the old one, else by a boot."""
-    systemd.service("it loads at boot", SERVICE, running=False)
-    if _running(ctx)[0] == pins.kernel:
-        units = f"{WATCH} {EXPORTER} {PERSISTENCE}"
-        shell.run(
-            "the driver that was loaded goes",
-            f"systemctl stop {units} 2>/dev/null; modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia nouveau "
-            "2>/dev/null; true",
-            unless=False,
-        )
-        shell.run("the driver is loaded", f"systemctl restart {SERVICE} || true", unless=False)
-    if ctx.planning:
+@step(on=ON, after=("driver",))
+def serve(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> None:
+    """The driver is held and the next boot has it, metrics are served, and somebody looks whether all cards answer."""
+    if modules.get(ctx.node.name):
         return
-    if not _is_there(ctx, pins):
-        rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
-    if not _is_there(ctx, pins):
-        kernel, loaded = _running(ctx)
-        raise MlopsError(
-            f"{ctx.node.name} booted, and runs kernel {kernel or 'unknown'} with driver {loaded or 'none'}, not "
-            f"{pins.kernel} with {pins.driver}; no pod is sent there, and the other nodes stay as they are",
-            "See `journalctl -b -u onprem-gpu` there. The way back is the version before: write it into "
-            "settings.gpu.driver (or kernel) of site.yaml and deploy again; its modules are still there.",
-        )
-
-
-def _services(ctx: Context[Settings]) -> None:
+    pins = fitness.pins(ctx)
+    apt.pinned("the driver", pins.driver_packages)
+    switch.installed_modules(ctx, pins)
     systemd.reloaded("systemd knows the units")
     loader = (f"{PROGRAMS}/onprem-gpu", *(f"/usr/local/bin/{name}" for name in COMMANDS))
-    simulation = (f"{PROGRAMS}/onprem-gpu-simulated", CARDS, _library(ctx)) if _simulated(ctx) else ()
-    systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation))
-    if not _simulated(ctx):
-        apt.packages("what keeps the driver loaded", "nvidia-persistenced")
-        systemd.service("the driver stays loaded between jobs", PERSISTENCE)
+    simulation_files = simulation.configuration(ctx) if simulated(ctx) else ()
+    systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation_files))
+    switch.supported(ctx, pins)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
-    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=GOOD)
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=f"[ -e {FOUND_WRONG} ]")
+    python.alone("no environment of an earlier version", _environment(ctx))
+    _forget_kernels(ctx, pins)
 
 
-@step(on=CONTROL_PLANE, only="any", after=("driver",))
-def ready(ctx: Context[Settings]) -> None:
-    """Nodes with GPUs are named by what they have."""
-    if ctx.settings.nodes(ctx.site):
+def _forget_kernels(ctx: Context[Settings], pins: Pins) -> None:
+    """Of the kernels that earlier pins brought, one is kept as the way back: a boot partition is soon full."""
+    installed: dict[str, str] = fact(Packages)
+    kernels = [match[1] for match in map(KERNEL.fullmatch, installed) if match]
+    used = {pins.kernel, switch.running(ctx).kernel}
+    others = sorted((one for one in kernels if one not in used), key=numbers, reverse=True)
+    names = [name for kernel in others[1:] for name in packages_of(kernel)]
+    apt.released("kernels of earlier pins", *names)
+    apt.purged("no kernels of earlier pins but one", *names)
+    kept = " ".join(f"! -name '*-{kernel}.tar.gz' ! -name '*-{kernel}-*'" for kernel in (*used, *others[:1]) if kernel)
+    old = f"find {ctx.settings.folder}/modules -name '*.tar.gz' {kept}"
+    shell.run("no modules for kernels that are gone", f"{old} -delete", unless=f'[ -z "$({old})" ]')
+
+
+@step(on=CONTROL_PLANE, only="any", after=("serve",))
+def ready(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
+    """Nodes with GPUs offer them, and are named by what they have."""
+    nodes = [node for node in ctx.settings.nodes(ctx.site) if driver.get(node.name) is None]
+    if nodes:
         kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system")
-    for node in ctx.settings.nodes(ctx.site):
+    for node in nodes:
         offered = ctx.settings.offered(node)
         kubectl.offered(
             f"{node.name} offers its GPUs", node.name, ctx.settings.resource, offered, more=bool(ctx.settings.mig)
         )
+
+
+@step(on=ON, after=("ready",))
+def caught_up(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
+    """Every node has that driver and all its cards: one that stays behind fails here, when the others are done."""
+    if why := driver.get(ctx.node.name):
+        raise why
 
 
 @removal(on=ON)
@@ -431,107 +297,67 @@ def remove(ctx: Context[Settings]) -> None:
     for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
-    _as_ever()
-    offered = ctx.package_offers(ARCHIVE)
-    images, headers = (tuple(name for name in offered if name.startswith(f"linux-{kind}-")) for kind in KERNEL_PARTS)
-    apt.released("kernels may be upgraded again", *images, *headers)
-    drivers = _pins(ctx).driver_packages
-    apt.purged("the driver, and what builds its modules", *drivers, "nvidia-persistenced", *headers, *TOOLS)
-    programs = [f"{PROGRAMS}/{name}" for name in ("onprem-gpu", "onprem-gpu-watch", "onprem-gpu-simulated")]
-    commands = [f"/usr/local/bin/{name}" for name in COMMANDS]
-    files.absent("no files of the role", *programs, *commands, SOURCES, NOUVEAU, QUIET, NO_BUILDS, BOOT_DEFAULT)
-    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", "/run/onprem-gpu", "/run/cdi")
+    switch.as_ever()
+    switch.unloaded()
+    # By what is there, not by pins: the mirror may not have them any more.
+    installed: dict[str, str] = fact(Packages)
+    headers = tuple(name for name in installed if name.startswith("linux-headers-"))
+    kernels = tuple(name for name in installed if name.startswith("linux-image-"))
+    apt.released("kernels may be upgraded again", *kernels, *headers)
+    drivers = tuple(name for name in installed if DRIVERS.match(name))
+    apt.purged("the driver, and what builds its modules", *drivers, *headers, *TOOLS)
+    programs = (f"{PROGRAMS}/onprem-gpu", f"{PROGRAMS}/onprem-gpu-watch", simulation.PROGRAM)
+    commands = (f"/usr/local/bin/{name}" for name in COMMANDS)
+    settings = (SOURCES, switch.NOUVEAU, simulation.QUIET, switch.NO_BUILDS)
+    files.absent("no files of the role", *programs, *commands, *settings)
+    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", switch.RUN, "/run/cdi")
     files.absent("no folders of the role", *folders, recursive=True)
+    switch.no_boot_default()
     systemd.reloaded("systemd forgets the units")
 
 
 @removal(on=CONTROL_PLANE)
 def remove_from_cluster(ctx: Context[Settings]) -> None:
-    """The cluster offers no GPUs and has no rules about them."""
+    """No pod works with a GPU, the cluster offers none, and has no rules about them."""
     if ctx.node != ctx.nodes(CONTROL_PLANE)[0]:
         return
+    nodes = [node for node in ctx.settings.nodes(ctx.site) if kubectl.api(f"/api/v1/nodes/{node.name}").status == 200]
+    for node in nodes:
+        labels = kubectl.api(f"/api/v1/nodes/{node.name}").body["metadata"].get("labels", {})
+        if GATE in labels:
+            switch.emptied(ctx, f"no pod works on {node.name}", node)
     rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
     kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
     kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
     rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
     kubectl.absent("no rights of feature discovery", *rights)
-    for node in ctx.settings.nodes(ctx.site):
-        kubectl.unlabelled(f"{node.name} has no driver", node.name, GATE)
-    for name in ctx.settings.quotas:
-        kubectl.absent(f"namespace {name} has no quota any more", "resourcequota/gpu", namespace=name)
+    for node in nodes:
+        _forgotten(ctx, node)
+    for namespace in _with_quota():
+        kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
     kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
     files.absent("no manifests", FOLDER, recursive=True)
 
 
-def _pins(ctx: Context[Settings]) -> Pins:
-    return resolved(ctx.package_offers(ARCHIVE), ctx.settings.driver, ctx.settings.kernel)
-
-
-def _simulated(ctx: Context[Settings]) -> bool:
-    return ctx.settings.simulated(ctx.node)
-
-
-def _planes(ctx: Context[Settings]) -> Sequence[Endpoint]:
-    return [endpoint(ctx.site, node) for node in ctx.nodes(CONTROL_PLANE)]
-
-
-def _root(ctx: Context[Settings]) -> str:
-    """Where the libraries of a simulated driver lie."""
-    return f"{ctx.settings.folder}/simulated"
-
-
-def _library(ctx: Context[Settings]) -> str:
-    """What answers for simulated cards."""
-    return f"{ctx.settings.folder}/simulated-nvml/libnvidia-ml.so.1"
+def _forgotten(ctx: Context[Settings], node: Node) -> None:
+    keys = f"^(nvidia\\.com/|nfd\\.node\\.kubernetes\\.io/|{GATE}$|{rolling.EMPTIED}$)"
+    script = ctx.render(
+        "forget.sh.j2",
+        kubectl=kubectl.KUBECTL,
+        name=node.name,
+        keys=keys,
+        resource=ctx.settings.resource,
+        mark=rolling.EMPTIED,
+    )
+    begin = f"sh -c {shlex.quote(script)} forget"
+    shell.run(f"nothing in the cluster says that {node.name} has GPUs", f"{begin} forget", unless=f"{begin} check")
 
 
 def _cdi(ctx: Context[Settings]) -> str:
     hook = "--nvidia-cdi-hook-path=/usr/local/bin/nvidia-cdi-hook"
-    where = f"--driver-root={_root(ctx)} --dev-root=/ " if _simulated(ctx) else ""
+    where = f"--driver-root={simulation.root(ctx)} --dev-root=/ " if simulated(ctx) else ""
     return f"{where}{CDI} {hook}"
 
 
 def _environment(ctx: Context[Settings]) -> str:
     return wheelhouse.environment_path(ENVIRONMENTS, ctx.files("gpu-exporter"))
-
-
-def _archive(ctx: Context[Settings], pins: Pins) -> str:
-    """Where a node keeps built modules. Nodes are alike in all that is in its name."""
-    # With Secure Boot a node takes only what it has signed itself.
-    signer = probe(f"sha256sum <{SIGNER} | cut -c 1-8").text.strip() if _secure_boot() else ""
-    return f"{ctx.settings.folder}/modules/{pins.driver}-{pins.kernel}{f'-{signer}' if signer else ''}.tar.gz"
-
-
-def _built(pins: Pins) -> str:
-    """Shell: the version of the driver's module for the kernel, as it lies on the disk."""
-    return f"modinfo -F version /lib/modules/{pins.kernel}/updates/dkms/nvidia-current.ko 2>/dev/null"
-
-
-def _boot_default(ctx: Context[Settings], kernel: str, *, unless_there: bool = False) -> None:
-    """Boot this kernel, where the node boots by GRUB."""
-    if unless_there and probe(f"[ -e {BOOT_DEFAULT} ]").ok:
-        return
-    files.content(f"kernel {kernel} boots", BOOT_DEFAULT, ctx.render("boot-default.cfg.j2", kernel=kernel))
-    chosen = f"grep -q 'set default=\"[^\"]*>gnulinux-{kernel}-advanced-' /boot/grub/grub.cfg"
-    shell.run(
-        f"the boot loader knows that kernel {kernel} boots",
-        f"update-grub && {chosen}",
-        unless=f"! command -v update-grub || ! [ -e /boot/vmlinuz-{kernel} ] || {chosen}",
-    )
-
-
-def _running(ctx: Context[Settings]) -> tuple[str, str]:
-    """Kernel and driver that the node runs with, empty if there is none. Simulated: what its last boot would have."""
-    if _simulated(ctx):
-        said = probe("cat /run/onprem-gpu/kernel; sed -n 's/^driver\\t\\([^\\t]*\\).*/\\1/p' /run/onprem-gpu/simulated")
-    else:
-        said = probe("uname -r; cat /sys/module/nvidia/version")
-    kernel, loaded = ([*said.text.split(), "", ""])[:2]
-    return kernel.replace("none", ""), loaded
-
-
-def _is_there(ctx: Context[Settings], pins: Pins) -> bool:
-    """Whether the node runs the pinned kernel with the pinned driver loaded, and its libraries are of that version."""
-    installed = probe("dpkg-query -W -f '${Package} ${Version}\\n' " + " ".join(pins.driver_packages)).text.splitlines()
-    wanted = [f"{name} {version}" for name, version in pins.driver_packages.items()]
-    return _running(ctx) == (pins.kernel, pins.driver) and sorted(installed) == sorted(wanted)

@@ -39,8 +39,9 @@ class Settings(RoleSettings):
     )
     modules: Literal["auto", "proprietary", "open"] = Field(
         "auto",
-        description="Which of NVIDIA's kernel modules. auto: the proprietary ones, which know all cards up to Hopper; "
-        "the open ones where a card needs them (Blackwell), and these are not in Debian 12.",
+        description="Which of NVIDIA's kernel modules. auto: the proprietary ones, which know all cards up to Hopper, "
+        "and the open ones on a node with a card that needs them. The open ones know Turing and later; Debian 12 has "
+        "them in the driver of its point release only, not in that of its security archive.",
     )
     shared_by: int = Field(
         1,
@@ -53,12 +54,14 @@ class Settings(RoleSettings):
         None,
         pattern=r"^\d+g\.\d+gb(\+me)?$",
         description="Cut each card into as many parts of this profile as fit, such as 1g.10gb (MIG; A30, A100, H100 "
-        "and later). A part counts as one GPU, with memory of its own. None: cards stay whole.",
+        "and later). A part counts as one GPU, with memory of its own. Nodes whose cards cannot be cut keep them "
+        "whole. None: cards stay whole.",
     )
-    quotas: Mapping[Namespace, int] = Field(
+    quotas: Mapping[Namespace, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="Cards that the pods of a team's namespace may hold together; the namespace is made if it is not "
-        "there. One that is not named here may hold none: who gets a card is decided here, not by who comes first.",
+        description="GPUs that the pods of a team's namespace may ask for together: cards, or parts of them with mig, "
+        "or turns with shared_by; the namespace is made if it is not there. One that is not named here may hold none: "
+        "who gets a card is decided here, not by who comes first.",
     )
     exporter_port: int = Field(
         9835, ge=1024, le=65535, description="Port of each GPU node's metrics, in the Prometheus format."
@@ -66,6 +69,13 @@ class Settings(RoleSettings):
     exporter_sources: tuple[str, ...] = Field(
         ("services",),
         description="Groups and networks that may read the metrics, which name the processes on the cards.",
+    )
+    drain_minutes: int = Field(
+        10,
+        ge=1,
+        le=1440,
+        description="How long pods may take to leave a node whose driver or kernel changes, as jobs need that write a "
+        "checkpoint. A node that they do not leave stays as it is, and the run stops there.",
     )
     boot_minutes: int = Field(
         15, ge=2, le=120, description="How long a node may take to come back from a reboot before the run stops there."

@@ -1,0 +1,266 @@
+"""From one driver to another on a node of a running cluster: emptied, changed, loaded or booted, and let in again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from onprem_mlops.endpoint import endpoint
+from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.operations import apt, files, rolling, shell, systemd
+from onprem_mlops.errors import MlopsError
+from onprem_mlops.roles import Context
+from onprem_mlops.shell import Endpoint
+from onprem_mlops.site import Node
+
+from .fitness import BOOT_DEFAULT, SIGNER, secure_boot, simulated
+from .pins import KINDS, Pins
+from .settings import Settings
+
+GATE = "onprem-mlops.local/gpu-driver"
+"""Label of a node whose driver is there, with its version: what uses the driver in the cluster waits for it."""
+OWN = "onprem-mlops.local/role=gpu"
+"""Label of the role's pods in namespace kube-system: those that use the driver leave before it changes."""
+CONTROL_PLANE = "control_plane"
+
+NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
+NO_BUILDS = "/etc/dkms/no-autoinstall"
+RAMDISKS = "/etc/initramfs-tools/update-initramfs.conf"
+RUN = "/run/onprem-gpu"
+SPECIFICATION = "/run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml"
+"""What containers are told of the cards."""
+
+SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
+LOOK = "onprem-gpu-watch.service"
+FOUND_WRONG = f"{RUN}/watch"
+"""What the last look found wrong with the cards: a list in JSON."""
+GOOD = f"[ \"$(cat {FOUND_WRONG})\" = '[]' ]"
+"""Shell: whether the last look found all cards well."""
+PERSISTENCE, FABRIC = "nvidia-persistenced.service", "nvidia-fabricmanager.service"
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the node runs with now; empty where there is none. Simulated: what its last boot would have."""
+
+    kernel: str
+    driver: str
+    """Version of the loaded kernel module."""
+    modules: str
+    """Kind of the loaded kernel module."""
+    mig: str
+    """The profile that cards are cut into."""
+
+
+def running(ctx: Context[Settings]) -> Running:
+    """What the current node runs with."""
+    if simulated(ctx):
+        command = (
+            f"cat {RUN}/kernel || echo none; cat {RUN}/modules || echo none; "
+            f"sed -n 's/^driver\\t\\([^\\t]*\\).*/\\1/p' {RUN}/simulated; echo none; echo none"
+        )
+    else:
+        # The kernel marks what is not free: P.
+        command = (
+            "uname -r; if ! [ -e /sys/module/nvidia/version ]; then echo none; "
+            "elif grep -q P /sys/module/nvidia/taint; then echo proprietary; else echo open; fi; "
+            f"cat /sys/module/nvidia/version || echo none; cat {RUN}/mig || echo none"
+        )
+    kernel, modules, driver, mig = [*probe(command).text.split(), *["none"] * 4][:4]
+    return Running(*("" if one == "none" else one for one in (kernel, driver, modules, mig)))
+
+
+def is_there(ctx: Context[Settings], pins: Pins) -> bool:
+    """Whether the node runs with the pinned kernel and driver, its libraries are of that version, and cards are cut."""
+    format_ = "'${Package} ${Version} ${db:Status-Status}\\n'"
+    installed = probe(f"dpkg-query -W -f {format_} {' '.join(pins.driver_packages)}").text.splitlines()
+    wanted = [f"{name} {version} installed" for name, version in pins.driver_packages.items()]
+    now = Running(pins.kernel, pins.driver, pins.modules.kind, ctx.settings.mig or "")
+    return running(ctx) == now and sorted(installed) == sorted(wanted)
+
+
+def archive(ctx: Context[Settings], pins: Pins) -> str:
+    """Where a node keeps built modules. Nodes are alike in all that is in its name."""
+    # With Secure Boot a node takes only what it has signed itself.
+    signer = probe(f"sha256sum <{SIGNER} | cut -c 1-8").text.strip() if secure_boot() else ""
+    kind = "" if pins.modules.kind == "proprietary" else pins.modules.kind
+    name = "-".join(one for one in (pins.driver, pins.kernel, kind, signer) if one)
+    return f"{ctx.settings.folder}/modules/{name}.tar.gz"
+
+
+def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
+    """The node has the pinned driver, and pods come to it, unless a person cordoned it.
+
+    Returns why it stays cordoned although nothing is to be changed: one of its cards does not answer.
+    """
+    stands = rolling.standing(ctx.node.name, GATE)
+    rolling.unmarked("a person let the node in", ctx.node.name, stands)
+    right = is_there(ctx, pins) and stands.label == pins.driver
+    if right and not stands.ours:
+        return None
+    if watched := right and stands.mark != rolling.DEPLOY:
+        shell.run("a look whether all cards answer again", f"systemctl start {LOOK}", unless=False)
+        if not ctx.planning and not probe(GOOD).ok:
+            return _silent(ctx)
+    # Also where only the node is to be let in again: what gave up its cards looks at them anew.
+    what = "what offers the cards begins anew" if watched else "no pod works on the node"
+    emptied(ctx, what, ctx.node, drain=not watched)
+    if not right:
+        _install(ctx, pins)
+        _begin(ctx, pins)
+    rolling.let_in(
+        "the node offers its GPUs, and pods come again",
+        ctx.node.name,
+        _planes(ctx),
+        label=GATE,
+        value=pins.driver,
+        resource=ctx.settings.resource,
+        least=ctx.settings.offered(ctx.node),
+    )
+    return None
+
+
+def emptied(ctx: Context[Settings], what: str, node: Node, *, drain: bool = True) -> None:
+    """Nothing on a node uses its cards; without `drain` only what offers them has let go of them."""
+    rolling.emptied(
+        what,
+        node.name,
+        _planes(ctx),
+        label=GATE,
+        leaving=OWN,
+        resource=ctx.settings.resource,
+        drain=drain,
+        seconds=ctx.settings.drain_minutes * 60,
+    )
+
+
+def _planes(ctx: Context[Settings]) -> list[Endpoint]:
+    return [endpoint(ctx.site, node) for node in ctx.nodes(CONTROL_PLANE)]
+
+
+def _silent(ctx: Context[Settings]) -> MlopsError:
+    wrong = "; ".join(json.loads(probe(f"cat {FOUND_WRONG}").text or '["no look has ended"]'))
+    return MlopsError(
+        f"{ctx.node.name} stays cordoned, and its pods where they are: {wrong}",
+        "`journalctl -u onprem-gpu-watch` there says since when; reseat the card or boot the node. To go on without "
+        "it, give the number of cards that are left in facts.gpus of site.yaml. Then deploy again.",
+    )
+
+
+def _install(ctx: Context[Settings], pins: Pins) -> None:
+    """Packages and modules of the driver. The modules were built before: the packages' own scripts build none."""
+    # It would call a driver that is half changed a broken card.
+    watching = f"systemctl -q is-active {WATCH} || systemctl -q is-active {LOOK}"
+    shell.run("nobody looks at the cards meanwhile", f"systemctl stop {WATCH} {LOOK}", unless=f"! {{ {watching}; }}")
+    try:
+        files.content("nothing is built while the node is empty", NO_BUILDS, "")
+        # Each of the packages asks for one anew.
+        files.set_aside("initial ramdisks wait", RAMDISKS)
+        files.content("no initial ramdisk for each package", RAMDISKS, "update_initramfs=no\n")
+        for other in KINDS.values():
+            if other is not pins.modules:
+                apt.purged(f"no {other.kind} kernel modules", other.source, other.support)
+        apt.pinned("the driver", pins.driver_packages)
+    finally:
+        as_ever()
+    # It holds nothing of the driver; what it must know is that nouveau keeps off.
+    current = f"[ /boot/initrd.img-{pins.kernel} -nt {NOUVEAU} ]"
+    shell.run("the initial ramdisk knows of nouveau", f"update-initramfs -u -k {pins.kernel}", unless=current)
+    installed_modules(ctx, pins)
+    chosen = pins.modules.alternative
+    shell.run(
+        f"the {pins.modules.kind} modules are what is loaded",
+        f"update-alternatives --set nvidia {chosen}",
+        unless=f'[ "$(readlink /etc/alternatives/nvidia)" = {chosen} ]',
+    )
+    boot_default(ctx, pins.kernel)
+
+
+def installed_modules(ctx: Context[Settings], pins: Pins) -> None:
+    """The modules lie where the pinned kernel finds them when it boots."""
+    install = ctx.render("install.sh.j2", pins=pins, archive=archive(ctx, pins))
+    shell.run(
+        f"modules for kernel {pins.kernel}",
+        f"sh -c {shlex.quote(install)}",
+        unless=f'[ "$(modinfo -F version {pins.modules.file(pins.kernel)} 2>/dev/null)" = {pins.driver} ]',
+    )
+
+
+def as_ever() -> None:
+    """Packages build modules and initial ramdisks again, also where a deploy died while they did not."""
+    files.absent("modules of others are built as ever", NO_BUILDS)
+    files.brought_back("initial ramdisks are made as ever", RAMDISKS)
+
+
+def _begin(ctx: Context[Settings], pins: Pins) -> None:
+    """The driver runs: loaded anew if the kernel is right and nothing holds on to the old one, else by a boot."""
+    systemd.service("it loads at boot", SERVICE, running=False)
+    if running(ctx).kernel == pins.kernel:
+        unloaded()
+        shell.run("the driver is loaded", f"systemctl restart {SERVICE} || true", unless=False)
+    if ctx.planning:
+        return
+    if not _works(ctx, pins):
+        rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
+        shell.run("its boot has loaded the driver", f"systemctl start {SERVICE} || true", unless=False)
+    if not _works(ctx, pins):
+        now = running(ctx)
+        raise MlopsError(
+            f"{ctx.node.name} booted, and runs kernel {now.kernel or 'unknown'} with driver {now.driver or 'none'}; "
+            f"{pins.kernel} with {pins.driver}, all its modules loaded, is wanted; no pod is sent there, and the other "
+            "nodes stay as they are",
+            "See `journalctl -b -u onprem-gpu` there. The way back is the version before: write it into "
+            "settings.gpu.driver (or kernel) of site.yaml and deploy again; its modules are still there.",
+        )
+    supported(ctx, pins)
+
+
+def unloaded() -> None:
+    """No driver is loaded, unless something holds on to it."""
+    # Device nodes go with it: the next one's may have another number.
+    gone = (
+        f"systemctl stop {EXPORTER} {PERSISTENCE} {FABRIC} 2>/dev/null; "
+        "modprobe -r nvidia_uvm nvidia_drm nvidia_modeset nvidia nouveau 2>/dev/null; "
+        f"[ -e /sys/module/nvidia ] || rm -rf {RUN}/mig /dev/nvidia*"
+    )
+    loaded = "[ -e /sys/module/nvidia ] || [ -e /sys/module/nouveau ]"
+    shell.run("the driver that was loaded goes", gone, unless=f"! {{ {loaded}; }}")
+
+
+def _works(ctx: Context[Settings], pins: Pins) -> bool:
+    """Whether all that loads the driver has ended well: then containers can be told of the cards."""
+    return probe(f"systemctl -q is-active {SERVICE} && [ -s {SPECIFICATION} ]").ok and is_there(ctx, pins)
+
+
+def supported(ctx: Context[Settings], pins: Pins) -> None:
+    """What the driver needs beside it runs. Before pods come: cards joined by NVSwitch compute nothing without it."""
+    if simulated(ctx):
+        return
+    apt.packages("what keeps the driver loaded", "nvidia-persistenced")
+    systemd.service("the driver stays loaded between jobs", PERSISTENCE)
+    if pins.fabric_manager in pins.driver_packages:
+        systemd.service("cards reach each other over NVSwitch", FABRIC)
+
+
+def boot_default(ctx: Context[Settings], kernel: str, *, unless_there: bool = False) -> None:
+    """Boot this kernel, where the node boots by GRUB."""
+    if unless_there and probe(f"[ -e {BOOT_DEFAULT} ]").ok:
+        return
+    files.content(f"kernel {kernel} boots", BOOT_DEFAULT, ctx.render("boot-default.cfg.j2", kernel=kernel))
+    # A default that names no entry of the menu boots the menu's first one, which is the newest kernel.
+    in_menu = ("menuentry_id_option .gnulinux-advanced-", f"menuentry_id_option .gnulinux-{kernel}-advanced-")
+    default = f'set default="[^"]*>gnulinux-{kernel}-advanced-'
+    chosen = " && ".join(f"grep -q '{one}' /boot/grub/grub.cfg" for one in (*in_menu, default))
+    shell.run(
+        f"the boot loader knows that kernel {kernel} boots",
+        f"update-grub && {chosen}",
+        unless=f"! command -v update-grub || ! [ -e /boot/vmlinuz-{kernel} ] || {chosen}",
+    )
+
+
+def no_boot_default() -> None:
+    """The boot loader chooses the kernel as it did before."""
+    there = probe(f"[ -e {BOOT_DEFAULT} ]").ok
+    files.absent("no kernel is the boot loader's by name", BOOT_DEFAULT)
+    shell.run("the boot loader chooses as ever", "update-grub", unless=not there or "! command -v update-grub")
