@@ -64,11 +64,13 @@ def require(*executables: str) -> None:
 def _install(packages: list[str]) -> None:
     sys.stderr.write(f"installing on this machine: {' '.join(packages)}\n")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    done = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
+    install = ["apt-get", "install", "-y", "--no-install-recommends"]
+    # Another command of ours, or a person, may be installing something, too.
+    patient = [*install, "-o", "DPkg::Lock::Timeout=600", *packages]
+    done = subprocess.run(patient, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:  # the package lists may be stale or absent
         subprocess.run(["apt-get", "update"], env=environment, capture_output=True, check=False)
-        done = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(patient, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-10:])
-        raise RequestError(f"cannot install {' '.join(packages)}:\n{last}", f"run: {' '.join(install)}")
+        raise RequestError(f"cannot install {' '.join(packages)}:\n{last}", f"run: {' '.join([*install, *packages])}")

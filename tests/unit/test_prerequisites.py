@@ -36,9 +36,9 @@ def test_what_is_missing_is_installed_and_told(machine: Path, capsys: pytest.Cap
     prerequisites.require("sh", "some-tool")
     assert capsys.readouterr().err == "installing on this machine: some-tool\n"
     assert (machine / "calls").read_text().splitlines() == [
-        "install -y --no-install-recommends some-tool",
+        "install -y --no-install-recommends -o DPkg::Lock::Timeout=600 some-tool",
         "update",
-        "install -y --no-install-recommends some-tool",
+        "install -y --no-install-recommends -o DPkg::Lock::Timeout=600 some-tool",
     ]
     prerequisites.require("sh", "some-tool")
     assert len((machine / "calls").read_text().splitlines()) == 3
