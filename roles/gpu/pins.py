@@ -102,7 +102,7 @@ def resolved(
             f"the mirror has driver {wanted_driver} without its {', '.join(missing)}",
             _REBUILD,
         )
-    kernel_packages = {name: offers[name][-1] for name in packages_of(wanted_kernel) if name in offers}
+    kernel_packages = {name: max(offers[name], key=numbers) for name in packages_of(wanted_kernel) if name in offers}
     if missing := [name for name in packages_of(wanted_kernel) if name not in kernel_packages]:
         raise MlopsError(f"the mirror has kernel {wanted_kernel} without {', '.join(missing)}", _REBUILD)
     pins = Pins(wanted_driver, wanted_kernel, modules, own, kernel_packages)
@@ -127,7 +127,7 @@ def _with_fabric_manager(pins: Pins, offers: Offers) -> Pins:
 
 def _of(offers: Offers, package: str, driver: str) -> str:
     """Version of a package that is a driver's; empty if there is none."""
-    return next((version for version in reversed(offers.get(package, ())) if _upstream(version) == driver), "")
+    return max((one for one in offers.get(package, ()) if _upstream(one) == driver), key=numbers, default="")
 
 
 def _upstream(version: str) -> str:
@@ -143,8 +143,7 @@ def _chosen(what: str, setting: str, wanted: str | None, offered: Iterable[str])
     there = ", ".join(newest_first) or "none"
     raise MlopsError(
         f"settings.gpu.{setting} is {wanted or 'not given'}, and the mirror has {there} as {what}",
-        f"Write one of these into site.yaml, or fetch what Debian has today: ./mlops mirror build --again {ARTIFACT}. "
-        f"What is replaced there goes from the mirror; a {setting} in use stays pinned on its nodes.",
+        f"Write one of these into site.yaml, or fetch what Debian has today: ./mlops mirror build --again {ARTIFACT}.",
     )
 
 

@@ -32,6 +32,10 @@ def _inside(path: str) -> str:
     return path
 
 
+def _all_inside(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_inside, paths))
+
+
 class Download(_Strict):
     """One file of the project's own release. Its checksum is pinned here, or published beside it."""
 
@@ -100,10 +104,7 @@ class FrontendSource(_Strict):
         description="folders of the module that go into the tar, after the build"
     )
 
-    @field_validator("folders")
-    @classmethod
-    def _folders_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_inside(folder) for folder in value)
+    _folders_inside = field_validator("folders")(_all_inside)
 
 
 class CSource(_Strict):
@@ -143,8 +144,20 @@ class DebSource(Debian):
     )
     components: tuple[Literal["main", "contrib", "non-free", "non-free-firmware"], ...] = ("main",)
     previous: bool = Field(
-        default=False, description="the packages as the point release has them, too, without security: a way back"
+        default=False,
+        description="a way back: the packages as the point release has them, too, and those of earlier fetches",
     )
+    apart: tuple[str, ...] = Field(
+        default=(),
+        description="more lists below artifacts/, each resolved on its own: apt would not install them beside the rest",
+    )
+
+    _apart_inside = field_validator("apart")(_all_inside)
+
+    @property
+    def brought(self) -> str:
+        """Folder below artifacts/, beside the list, whose .deb files belong to it, too: what Debian does not have."""
+        return self.packages.removesuffix(".yaml")
 
     @property
     def folder(self) -> str:

@@ -15,6 +15,7 @@ from onprem_mlops.artifacts.catalogue import (
     Catalogue,
     CSource,
     Debian,
+    DebSource,
     FrontendSource,
     GoSource,
     ModuleSource,
@@ -48,7 +49,7 @@ def fingerprint(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-_LATER = frozenset({"cgo", "components", "headers", "name", "own", "previous"})
+_LATER = frozenset({"apart", "cgo", "components", "headers", "name", "own", "previous"})
 """Fields that sources got later. They count where they are used: what was built before them stays."""
 
 
@@ -67,12 +68,20 @@ def _data(catalogue: Catalogue, source: Source) -> object:
             return own | _files(catalogue.folder / "go" / source.module, ("go.mod",))
         case ModuleSource() | CSource() | FrontendSource():
             return _files(catalogue.folder / "go" / source.module, ("go.mod",))
+        case DebSource():
+            lists = [_listed(catalogue, name) for name in (source.packages, *source.apart)]
+            brought = _files(catalogue.folder / source.brought, ("*.deb",))
+            return [*lists, brought] if source.apart or brought else lists[0]
         case Debian():
-            return sorted(YAML(typ="safe").load(catalogue.folder / source.packages))
+            return _listed(catalogue, source.packages)
         case PypiSource():
             return sha256_of(catalogue.folder / source.lock)
         case _:
             return None
+
+
+def _listed(catalogue: Catalogue, name: str) -> list[str]:
+    return sorted(YAML(typ="safe").load(catalogue.folder / name))
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:

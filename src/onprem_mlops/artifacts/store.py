@@ -267,7 +267,15 @@ class Store:
         work = self._empty_work_folder(artifact.name)
         try:
             shop = Workshop(
-                artifact, self.catalogue, self.folders, work, log, run.processes, dict(run.there), self.blobs.path
+                artifact,
+                self.catalogue,
+                self.folders,
+                work,
+                log,
+                run.processes,
+                dict(run.there),
+                self.blobs.path,
+                self._read(artifact.name),
             )
             made = choice.produce(source, shop)
             manifest = self._take(artifact, made).model_copy(

