@@ -8,7 +8,8 @@
  *     driver <version> <version of the libraries> <CUDA version as 1000*major + 10*minor>
  *     card <model> <memory in MiB> <compute capability major> <minor> <UUID> <PCI bus id>
  * Where the two versions differ it fails as the real library does. A card falls off its bus when
- * /run/onprem-gpu/lost-<index> is there.
+ * /run/onprem-gpu/lost-<index> is there. While /run/onprem-gpu/hung is there no call that touches a card returns, as with
+ * a driver that hangs.
  */
 
 #include <stdio.h>
@@ -45,6 +46,7 @@ static nvmlReturn_t copied(char *target, unsigned int length, const char *text)
 static int lost(unsigned int index)
 {
     char path[TEXT];
+    while (access("/run/onprem-gpu/hung", F_OK) == 0) usleep(100 * 1000);
     snprintf(path, sizeof path, "/run/onprem-gpu/lost-%u", index);
     return access(path, F_OK) == 0;
 }
@@ -81,7 +83,7 @@ static void add_card(char *line)
     char model[TEXT - sizeof " SIMULATED"];
     unsigned long long mebibytes;
     if (count == CARDS) return;
-    if (sscanf(line, "card\t%69[^\t]\t%llu\t%d\t%d\t%79[^\t]\t%31s", model, &mebibytes, &card->major, &card->minor,
+    if (sscanf(line, "card\t%68[^\t]\t%llu\t%d\t%d\t%79[^\t]\t%31s", model, &mebibytes, &card->major, &card->minor,
                card->uuid, card->bus) != 6)
         return;
     snprintf(card->name, sizeof card->name, "%s SIMULATED", model);

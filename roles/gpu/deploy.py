@@ -252,7 +252,8 @@ def serve(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) ->
     switch.supported(ctx, pins)
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
-    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=f"[ -e {FOUND_WRONG} ]")
+    recent = f'[ -n "$(find {FOUND_WRONG} -mmin -2)" ]'
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=recent)
     python.alone("no environment of an earlier version", _environment(ctx))
     _forget_kernels(ctx, pins)
 

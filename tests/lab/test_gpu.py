@@ -234,10 +234,10 @@ def test_a_lost_card_and_a_hung_driver_take_their_nodes_out_until_they_are_back(
     site.on("g1", "touch /run/onprem-gpu/lost-0")
     site.on("g2", "touch /run/onprem-gpu/hung")
     end = time.monotonic() + 150
-    while not all(cordoned(site).values()) and time.monotonic() < end:
+    while {condition(site, node)["status"] for node in ("g1", "g2")} != {"False"}:
+        assert time.monotonic() < end, (condition(site, "g1"), condition(site, "g2"))
         time.sleep(2)
     assert cordoned(site) == {"g1": True, "g2": True}
-    assert condition(site, "g1")["status"] == condition(site, "g2")["status"] == "False"
     assert "card 0" in condition(site, "g1")["message"]
     assert "does not answer within" in condition(site, "g2")["message"]
     assert "CardSilent" in site.kubectl("get", "events", "-n", "default")

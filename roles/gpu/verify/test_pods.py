@@ -18,7 +18,7 @@ SEEN = "ls -d /dev/nvidia[0-9]* 2>/dev/null | wc -l; nvidia-smi -L 2>/dev/null; 
 
 @dataclass(frozen=True)
 class Place:
-    """A namespace for pods of these checks. The rules of GPUs do not hold there, but where a check says so."""
+    """A namespace for pods of these checks. It is the platform's, by its label: the rules of GPUs do not hold there."""
 
     cluster: Cluster
     name: str
@@ -39,17 +39,17 @@ class Place:
         return "; ".join(dict.fromkeys(one for one in said if one))
 
 
-def pod(name: str, *, gpus: int = 0, node: str = "", on: str = "", tolerates: bool = False) -> dict[str, Any]:
+def pod(name: str, *, gpus: int | None = None, node: str = "", on: str = "", tolerates: bool = False) -> dict[str, Any]:
     """A pod without any privilege.
 
     Args:
         name: its name.
-        gpus: how many it asks for.
+        gpus: how many it names as its limit; None: it does not speak of GPUs.
         node: the node that it is sent to past the scheduler.
         on: the node that the scheduler is to choose.
         tolerates: whether it tolerates the taint of GPU nodes by its own word.
     """
-    limits = {"memory": "64Mi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    limits = {"memory": "64Mi"} | ({} if gpus is None else {"nvidia.com/gpu": str(gpus)})
     container = {
         "name": "look",
         "image": Store().image("image-netcheck"),
@@ -107,9 +107,9 @@ def started(place: Place) -> Iterator[Callable[[dict[str, Any]], str]]:
         until(lambda name=name: place.cluster.request("GET", f"{place.pods}/{name}").status == 404, 30)  # type: ignore[misc]
 
 
-def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
-    """What the API server says to a pod in namespace `default`; empty if it would take it. None is made."""
-    answer = cluster.request("POST", "/api/v1/namespaces/default/pods?dryRun=All", manifest)
+def refusal(cluster: Cluster, manifest: dict[str, Any], where: str = "default") -> str:
+    """What the API server says to a pod in a namespace; empty if it would take it. None is made."""
+    answer = cluster.request("POST", f"/api/v1/namespaces/{where}/pods?dryRun=All", manifest)
     return "" if answer.status in (200, 201) else answer.text
 
 
@@ -222,8 +222,23 @@ def test_only_gpu_work(cluster: Cluster) -> None:
     assert "asks for no GPU" in said, f"it is taken: {said or 'HTTP 201'}"
 
 
-def test_privileged_pods_are_refused(cluster: Cluster) -> None:
-    """Teams cannot start pods that see the node's devices."""
+def test_past_the_scheduler(cluster: Cluster, site: Site, settings: Settings) -> None:
+    """A pod that names a GPU node itself, past scheduler and taint, and asks for no GPU is refused."""
+    for node in settings.nodes(site):
+        said = refusal(cluster, pod("sly", node=node.name))
+        assert "asks for no GPU" in said, f"for {node.name} it is taken: {said or 'HTTP 201'}"
+
+
+def test_none_is_not_asking(cluster: Cluster) -> None:
+    """A pod with a limit of 0 GPUs, to which the API server gives the toleration all the same, is refused."""
+    said = refusal(cluster, pod("sly", gpus=0))
+    assert "asks for no GPU" in said, f"it is taken: {said or 'HTTP 201'}"
+
+
+def test_privileged_pods_are_refused(cluster: Cluster, settings: Settings) -> None:
+    """Namespace default and those of teams take no privileged pod, which would see all cards of its node."""
     manifest = pod("privileged")
     manifest["spec"]["containers"][0]["securityContext"] = {"privileged": True}
-    assert "PodSecurity" in refusal(cluster, manifest), "namespace default takes privileged pods"
+    for name in ("default", *settings.quotas):
+        said = refusal(cluster, manifest, name)
+        assert "PodSecurity" in said, f"namespace {name} takes privileged pods: {said or 'HTTP 201'}"

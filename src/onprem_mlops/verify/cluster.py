@@ -34,6 +34,8 @@ KUBECONFIG = "kubeconfig"
 
 NAMESPACES = "/api/v1/namespaces"
 VERIFY_LABEL = "onprem-mlops.local/verify"
+PLATFORM_LABEL = "onprem-mlops.local/platform"
+"""Of namespaces with what the platform itself runs: rules about the work of teams do not hold there."""
 
 LEFTOVER_SECONDS = 900
 """Age at which a namespace of ours is left over: no verification takes that long."""
@@ -206,7 +208,7 @@ def namespace(cluster: Cluster, purpose: str) -> Iterator[str]:
     """A namespace of its own for the time of a check. What interrupted runs left behind is removed on the way."""
     _remove_leftovers(cluster)
     name = f"verify-{purpose}-{secrets.token_hex(3)}"
-    metadata = {"name": name, "labels": {VERIFY_LABEL: "true"}}
+    metadata = {"name": name, "labels": {VERIFY_LABEL: "true", PLATFORM_LABEL: "true"}}
     cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     try:
         yield name

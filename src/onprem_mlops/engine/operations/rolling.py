@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -189,10 +190,11 @@ def emptied(
 def _drained(name: str, seconds: int) -> str:
     """Shell: cordoned with our mark, and drained; if that fails, as it was: `was` says whether it was cordoned."""
     node = shlex.quote(name)
+    # Cordon and mark at once: between them, who watches the node would take the mark for a leftover.
+    ours = {"metadata": {"annotations": {EMPTIED: DEPLOY}}, "spec": {"unschedulable": True}}
     return (
-        f'[ "$was" = true ] || {KUBECTL} annotate node {node} {EMPTIED}={DEPLOY} --overwrite || exit 1\n'
-        f"{KUBECTL} cordon {node} && {KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data "
-        f"--timeout={seconds}s || {{ "
+        f'[ "$was" = true ] || {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(ours))} || exit 1\n'
+        f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{ "
         # A cordon that was there before is not ours to take back now.
         f'[ "$was" = true ] || {{ {_uncordoned(node)}; }}; '
         f"echo '{name} stays as it is'; exit 1; }}\n"
@@ -226,9 +228,10 @@ def _offered(node: str, resource: str) -> str:
 
 def _uncordoned(node: str) -> str:
     """Shell: take our own cordon back."""
+    free = {"metadata": {"annotations": {EMPTIED: None}}, "spec": {"unschedulable": None}}
     return (
         f"marks=$({KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}') || exit 1\n"
-        f"case $marks in *{EMPTIED}*) {KUBECTL} uncordon {node} && {KUBECTL} annotate node {node} {EMPTIED}- ;; esac"
+        f"case $marks in *{EMPTIED}*) {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(free))} ;; esac"
     )
 
 
