@@ -1,7 +1,7 @@
 """Tests that boot nodes: they need root and take minutes.
 
-What shares a lab is a group: a folder, or else a file. Groups run side by side (`pytest -n 2 --dist loadgroup`), each in
-a lab with addresses of its own.
+What shares a lab is a group: a folder, or else a file. Groups run side by side (`pytest -n 2 --dist loadgroup`), each
+in a lab with addresses of its own.
 """
 
 from __future__ import annotations
