@@ -251,7 +251,8 @@ def boot_default(ctx: Context[Settings], kernel: str, *, unless_there: bool = Fa
     # A default that names no entry of the menu boots the menu's first one, which is the newest kernel.
     in_menu = ("menuentry_id_option .gnulinux-advanced-", f"menuentry_id_option .gnulinux-{kernel}-advanced-")
     default = f'set default="[^"]*>gnulinux-{kernel}-advanced-'
-    chosen = " && ".join(f"grep -q '{one}' /boot/grub/grub.cfg" for one in (*in_menu, default))
+    parts = " && ".join(f"grep -q '{one}' /boot/grub/grub.cfg" for one in (*in_menu, default))
+    chosen = f"{{ {parts}; }}"
     shell.run(
         f"the boot loader knows that kernel {kernel} boots",
         f"update-grub && {chosen}",

@@ -24,6 +24,9 @@ from onprem_mlops.site import load_site
 
 MLOPS = str(REPOSITORY / "mlops")
 
+HANGS_SECONDS = 2400
+"""After this a command is taken for one that never ends. A busy machine takes its time, above all beside a compiler."""
+
 CLUSTER = ("node", "firewall", "mirror", "containerd", "kubernetes", "network")
 """The roles of a cluster, without the services beside it."""
 
@@ -51,8 +54,19 @@ class TestSite:
     folder: Path
 
     @classmethod
-    def copy(cls, of: str, name: str, subnet: int, folder: Path, roles: tuple[str, ...]) -> TestSite:
-        """Copy `inventories/<of>` as site `name` in 10.77.<subnet>.0/24, with these roles only (none: all)."""
+    def copy(
+        cls, of: str, name: str, subnet: int, folder: Path, roles: tuple[str, ...], without: tuple[str, ...] = ()
+    ) -> TestSite:
+        """Copy `inventories/<of>` as site `name` in 10.77.<subnet>.0/24.
+
+        Args:
+            of: name of the inventory.
+            name: of the new site.
+            subnet: third byte of its addresses.
+            folder: below which it comes to lie.
+            roles: the only ones that it has; none: all.
+            without: nodes that it does not have.
+        """
         source = REPOSITORY / "inventories" / of
         target = folder / name
         shutil.copytree(source, target)
@@ -61,7 +75,7 @@ class TestSite:
         text = re.sub(r"^domain: .*$", f"domain: {name}.mlops.test", text, flags=re.MULTILINE)
         text = re.sub(r"10\.77\.\d+\.", f"10.77.{subnet}.", text)
         text = re.sub(r"bridge: .*$", f"bridge: brt{subnet}", text, flags=re.MULTILINE)
-        (target / "site.yaml").write_text(_with_roles(text, roles) if roles else text)
+        (target / "site.yaml").write_text(_with(text, roles, without) if roles or without else text)
         return cls(name, target)
 
     @property
@@ -73,7 +87,7 @@ class TestSite:
         at = words.index("--") if "--" in words else len(words)
         return [MLOPS, *words[:at], "-i", str(self.folder), *words[at:]]
 
-    def run(self, *words: str, timeout: float = 900, stdin: str | None = None) -> Done:
+    def run(self, *words: str, timeout: float = HANGS_SECONDS, stdin: str | None = None) -> Done:
         begun = time.monotonic()
         done = subprocess.run(
             self.command(*words),
@@ -86,7 +100,7 @@ class TestSite:
         )
         return Done(done.returncode, done.stdout, time.monotonic() - begun)
 
-    def json(self, *words: str, code: int = 0, timeout: float = 900) -> dict[str, Any]:
+    def json(self, *words: str, code: int = 0, timeout: float = HANGS_SECONDS) -> dict[str, Any]:
         """Run with `--json` and give what it wrote."""
         result = self.folder / "result.json"
         result.unlink(missing_ok=True)
@@ -110,14 +124,16 @@ class TestSite:
         return Deploying(self, words or ("infrastructure",))
 
 
-def _with_roles(text: str, roles: tuple[str, ...]) -> str:
+def _with(text: str, roles: tuple[str, ...], without: tuple[str, ...]) -> str:
     yaml = YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 4096
     written = yaml.load(text)
-    written["roles"] = list(roles)
-    for off in set(written["settings"]) - set(roles):
-        del written["settings"][off]
+    written["nodes"] = [node for node in written["nodes"] if node["name"] not in without]
+    if roles:
+        written["roles"] = list(roles)
+        for off in set(written["settings"]) - set(roles):
+            del written["settings"][off]
     out = io.StringIO()
     yaml.dump(written, out)
     return out.getvalue()
@@ -173,7 +189,7 @@ class Deploying:
         self.process.send_signal(number)
         return self.wait()
 
-    def wait(self, timeout: float = 600) -> Done:
+    def wait(self, timeout: float = HANGS_SECONDS) -> Done:
         begun = time.monotonic()
         output, _ = self.process.communicate(timeout=timeout)
         return Done(self.process.returncode, output, time.monotonic() - begun)
@@ -188,10 +204,16 @@ def _free_subnet() -> int:
 
 @contextmanager
 def made(
-    of: str, name: str, folder: Path, *, roles: tuple[str, ...] = CLUSTER, booted: bool = True
+    of: str,
+    name: str,
+    folder: Path,
+    *,
+    roles: tuple[str, ...] = CLUSTER,
+    without: tuple[str, ...] = (),
+    booted: bool = True,
 ) -> Iterator[TestSite]:
     """A site whose nodes are booted (nothing laid down), gone at the end. By default without services: it is quick."""
-    site = TestSite.copy(of, f"{name}-{os.getpid()}", _free_subnet(), folder, roles)
+    site = TestSite.copy(of, f"{name}-{os.getpid()}", _free_subnet(), folder, roles, without)
     try:
         if booted:
             site.run("lab", "up", "--nodes-only").must()
