@@ -21,7 +21,7 @@ from . import cards, fitness, simulation, switch
 from .fitness import simulated
 from .pins import KERNEL, KINDS, Pins, numbers, packages_of
 from .settings import Settings
-from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, LOOK, OWN, SERVICE, WATCH
+from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OWN, SERVICE, WATCH
 
 ON = "gpu"
 SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
@@ -253,7 +253,7 @@ def serve(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) ->
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
     recent = f'[ -n "$(find {FOUND_WRONG} -mmin -2)" ]'
-    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=recent)
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=f"{recent} && {GOOD}")
     python.alone("no environment of an earlier version", _environment(ctx))
     _forget_kernels(ctx, pins)
 

@@ -283,15 +283,22 @@ def test_a_failed_build_leaves_its_node_as_it_was_and_others_go_on(site: TestSit
     site.on("g2", f'systemd-run -q --unit hold-apt python3 -c "{HOLD_APT}"')
     pin(site, **KERNEL_ONLY)
     running = site.deploying("--role", "gpu")
-    done = {"kind": "step_done", "step": "gpu.modules", "node": "g1"}
-    assert running.until(lambda event: done.items() <= event.items())
+    assert running.until(lambda event: _is(event, "step_done", "gpu.prepare", "g1"))
+    # From here on g2 is slow: g1 is the first to build.
+    lab.netem(site.spec, "g2", delay_ms=500, loss_percent=0)
     site.on("g2", "systemctl stop hold-apt")
+    assert running.until(lambda event: _is(event, "step_done", "gpu.modules", "g1"))
+    lab.clear_netem(site.spec, "g2")
     said = running.wait().must(1).output
     assert "g1" in said, said
     assert f"the modules of driver {KERNEL_ONLY['driver']} do not build" in said, said
     is_at(site, OLD, "g1")
     is_at(site, KERNEL_ONLY, "g2")
     assert cordoned(site) == {"g1": False, "g2": False}
+
+
+def _is(event: dict[str, Any], kind: str, step: str, node: str) -> bool:
+    return {"kind": kind, "step": step, "node": node}.items() <= event.items()
 
 
 def test_the_rest_follows_once_it_is_mended_and_work_moves(site: TestSite) -> None:
