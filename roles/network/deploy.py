@@ -47,7 +47,9 @@ def calico(ctx: Context[Settings]) -> None:
 @step(on=CONTROL_PLANE, only="any")
 def names(ctx: Context[Settings]) -> None:
     """Pods resolve the site's names, and questions for others go where the site says."""
-    domains = min(2, len(ctx.site.in_group(*ON)))
+    # Nodes that are tainted, for GPU work say, do not take cluster DNS.
+    open_to_all = [node for node in ctx.site.in_group(*ON) if not ctx.site.taints_of(node)]
+    domains = min(2, max(1, len(open_to_all)))
     corefile = ctx.render("Corefile.j2", names=ctx.names)
     digest = hashlib.sha256(corefile.encode()).hexdigest()[:16]
     text = ctx.render("coredns.yaml.j2", corefile=corefile, digest=f'"{digest}"', domains=domains)

@@ -82,6 +82,10 @@ class Completed:
         return self.stderr.decode(errors="replace")
 
 
+BROKEN = (OSError, EOFError, paramiko.SSHException)
+"""What a connection that breaks raises, wherever it is met."""
+
+
 class Connection:
     """One SSH connection to one node. Commands run as root if the endpoint says sudo, else as its user."""
 
@@ -111,7 +115,7 @@ class Connection:
                 f"{self._who}: the node refused {self.endpoint.user}'s key {self.endpoint.key}",
                 "Check ssh.user and ssh.key in site.yaml, and the node's authorized_keys.",
             ) from None
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except BROKEN as error:
             if "not found in known_hosts" in str(error):
                 raise self._mismatch(None) from None
             raise Unreachable(
@@ -179,12 +183,8 @@ class Connection:
             self._kill_group(shell.process_group)
             self._shell = None
             raise CommandTimeout(f"{self._who}: no end after {timeout:.0f} s: {command[:200]}") from None
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            self._shell = None
-            raise Unreachable(
-                f"{self._who}: the connection broke: {error or type(error).__name__}",
-                "The node may have rebooted or lost its network. Run the command again when it is back.",
-            ) from None
+        except BROKEN as error:
+            raise self._broke(error) from None
 
     def hold(self, script: str, *, expect: str) -> Completed:
         """Run a script in the long-lived shell itself, so that what it opens (a lock) lasts as long as the shell.
@@ -192,21 +192,36 @@ class Connection:
         Once it has said `expect`, it is run again in every shell that has to replace a lost one; Unreachable if it
         then says something else.
         """
-        done = self._opened().run(script, None, 30, inside=True)
+        shell = self._opened()
+        try:
+            done = shell.run(script, None, 30, inside=True)
+        except BROKEN as error:
+            raise self._broke(error) from None
         if done.text.strip() == expect:
             self._held, self._expected = script, expect
         return done
 
     def _opened(self) -> _FramedShell:
         if self._shell is None:
-            shell = _FramedShell(self._session(), self.endpoint)
-            if self._held and shell.run(self._held, None, 30, inside=True).text.strip() != self._expected:
+            try:
+                shell = _FramedShell(self._session(), self.endpoint)
+                said = shell.run(self._held, None, 30, inside=True).text.strip() if self._held else ""
+            except BROKEN as error:
+                raise self._broke(error) from None
+            if said != self._expected:
                 raise Unreachable(
                     f"{self._who}: the connection broke and somebody else took the node's lock meanwhile",
                     "Wait for that run to end, then run the command again.",
                 )
             self._shell = shell
         return self._shell
+
+    def _broke(self, error: Exception) -> Unreachable:
+        self._shell = None
+        return Unreachable(
+            f"{self._who}: the connection broke: {str(error) or type(error).__name__}",
+            "The node may have rebooted or lost its network. Run the command again when it is back.",
+        )
 
     def stream(self, command: str, source: BinaryIO | Iterator[bytes], *, timeout: float = 3600) -> Completed:
         """Run a command with bytes streamed to its standard input over a channel of its own.
@@ -222,7 +237,7 @@ class Connection:
             session.shutdown_write()
             out, err = session.makefile("rb").read(), session.makefile_stderr("rb").read()
             return Completed(session.recv_exit_status(), out, err)
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except BROKEN as error:
             raise Unreachable(f"{self._who}: the connection broke: {error or type(error).__name__}") from None
         finally:
             session.close()
@@ -245,12 +260,12 @@ class Connection:
             raise Unreachable(f"{self._who}: the connection is gone")
         try:
             return transport.open_session(timeout=CONNECT_SECONDS)
-        except (OSError, EOFError, paramiko.SSHException) as error:
+        except BROKEN as error:
             raise Unreachable(f"{self._who}: the connection broke: {error}") from None
 
     def _kill_group(self, group: int) -> None:
         # The shell may be deaf, so its group is killed through a channel of its own.
-        with contextlib.suppress(MlopsError, OSError, EOFError, paramiko.SSHException):
+        with contextlib.suppress(MlopsError, *BROKEN):
             session = self._session()
             session.settimeout(CONNECT_SECONDS)
             session.exec_command(self._privileged(f"kill -KILL -- -{group}"))

@@ -61,7 +61,7 @@ def archive(pins: dict[str, str]) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
     """The lab with GPU nodes, laid down with the older driver."""
     folder, roles = tmp_path_factory.mktemp("site"), (*CLUSTER, "gpu")
-    with made("lab-gpu", "t-gpu", folder, roles=roles, without=("w1", "b1"), booted=False) as site:
+    with made("lab-gpu", "t-gpu", folder, roles=roles, without=("b1",), booted=False) as site:
         pin(site, **OLD)
         kept = site_state(site.name) / "gpu"
         kept.mkdir(parents=True)
@@ -69,6 +69,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
             if (BUILT / archive(pins)).exists():
                 shutil.copy(BUILT / archive(pins), kept)
         site.run("lab", "up", "--nodes-only").must()
+        for node in ("g1", "g2"):
+            # Nothing here boots from an initial ramdisk: one without modules is made in a tenth of the time.
+            site.on(node, "mkdir -p /etc/initramfs-tools/conf.d; echo MODULES=list >/etc/initramfs-tools/conf.d/small")
         site.run("deploy", "infrastructure", timeout=3 * HANGS_SECONDS).must()
         for node in ("g1", "g2"):
             site.on(node, f"cat >/etc/dkms/nvidia-current.conf <<'END'\n{ONE_MODULE}END")

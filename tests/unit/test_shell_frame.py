@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
 
-from onprem_mlops.shell import _ended, _frame
+from onprem_mlops.shell import Connection, Endpoint, Unreachable, _ended, _frame
 
 WORD = "0123456789abcdef01234567"
 
@@ -62,3 +66,26 @@ def test_a_command_does_not_inherit_the_lock() -> None:
     )
     done = subprocess.run(["sh", "-s"], input=script.encode(), capture_output=True, check=True)
     assert b"free" in done.stdout
+
+
+class Dying:
+    """A channel to a node that goes down: whatever is asked of it ends with this error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def exec_command(self, command: str) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("Socket is closed"), EOFError(), TimeoutError(), paramiko.SSHException("gone")]
+)
+@pytest.mark.parametrize("ask", [lambda one: one.run("true"), lambda one: one.hold("true", expect="")])
+def test_a_shell_that_dies_while_it_begins_is_a_broken_connection(
+    error: Exception, ask: Callable[[Connection], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(Endpoint("n1", "192.0.2.1", 22, "somebody", Path("/nowhere"), "ssh-ed25519 AAAA", True))
+    monkeypatch.setattr(connection, "_session", lambda: Dying(error))
+    with pytest.raises(Unreachable, match=r"n1 \(192\.0\.2\.1\): the connection broke: .+"):
+        ask(connection)

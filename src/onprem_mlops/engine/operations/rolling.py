@@ -86,8 +86,7 @@ class Boot(Command):
                 connection.connect()
                 if connection.run(_BOOT, timeout=10).text != before:
                     return True, output("")
-            except (MlopsError, ConnectError, EOFError) as error:
-                # EOFError: sshd of the node that is going down took the connection, and ended with it.
+            except (MlopsError, ConnectError) as error:
                 why = str(error)
         return False, output(f"{host.name} was told to boot and is not back after {self._seconds} s: {why}", error=True)
 

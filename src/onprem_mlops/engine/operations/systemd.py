@@ -67,14 +67,16 @@ def _begun(verb: str, name: str, show: str) -> str:
     """Shell: a unit started or restarted; `show` once it has failed, or has begun anew by itself for the third time.
 
     systemd's own start of a unit that is restarted when it fails never ends: each new try belongs to it. One or two may
-    be right, for a service whose database is still on its way up.
+    be right, for a service whose database is still on its way up. So may a start that had begun before this one, with a
+    setting that is mended now, and that ours was told to wait for.
     """
     return (
         # Counted from now: what failed again and again with a wrong setting does not fail with the right one.
-        f"tries=$(systemctl show -P NRestarts {name}); systemctl {verb} {name} & job=$!; "
-        f"while kill -0 $job 2>/dev/null; do [ $(($(systemctl show -P NRestarts {name}) - tries)) -lt 3 ] || "
-        f"{{ kill $job; {show}; }}; sleep 0.1; done; "
-        f"wait $job || {{ {show}; }}"
+        f"tries=$(systemctl show -P NRestarts {name}); verb={verb}; "
+        f"few() {{ [ $(($(systemctl show -P NRestarts {name}) - tries)) -lt 3 ]; }}; "
+        f"until systemctl $verb {name} & job=$!; "
+        f"while kill -0 $job 2>/dev/null; do few || {{ kill $job; {show}; }}; sleep 0.1; done; wait $job; "
+        f'do verb=start; {{ [ "$(systemctl is-active {name})" = activating ] && few; }} || {{ {show}; }}; done'
     )
 
 
