@@ -8,9 +8,10 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onprem_mlops import wheelhouse
-from onprem_mlops.engine.facts import Packages, fact
+from onprem_mlops.engine.facts import Packages, fact, probe
 from onprem_mlops.engine.operations import apt, files, handing, kubectl, python, rolling, shell, systemd
 from onprem_mlops.engine.runner import OperationFailed
 from onprem_mlops.errors import MlopsError
@@ -19,7 +20,7 @@ from onprem_mlops.site import Node
 
 from . import cards, fitness, simulation, switch
 from .fitness import simulated
-from .pins import KERNEL, KINDS, Pins, numbers, packages_of
+from .pins import ARCHIVE, KERNEL, KINDS, Pins, numbers, packages_of
 from .settings import Settings
 from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OWN, SERVICE, WATCH
 
@@ -59,6 +60,7 @@ def fit(ctx: Context[Settings]) -> None:
 def prepare(ctx: Context[Settings]) -> None:
     """The kernel with its headers, the tools that build modules, and the programs around the driver. No pod notices."""
     pins = fitness.pins(ctx)
+    _refuse_old_mirror(ctx, pins)
     switch.as_ever()
     files.content("what was found", FOUND, fitness.findings(ctx))
     keyring = "/etc/apt/keyrings/onprem-mlops.asc"
@@ -89,6 +91,23 @@ def prepare(ctx: Context[Settings]) -> None:
         mode="755",
     )
     _measurement(ctx, authority, libraries)
+
+
+def _refuse_old_mirror(ctx: Context[Settings], pins: Pins) -> None:
+    """MlopsError if something is to be fetched that the mirror's node was not given yet."""
+    installed: dict[str, str] = fact(Packages)
+    wanted = {**pins.kernel_packages, **pins.driver_packages}
+    if ctx.planning or all(installed.get(name) == version for name, version in wanted.items()):
+        return
+    index = f"apt/{ARCHIVE}/InRelease"
+    ours = next(file.sha256 for file in ctx.tree() if str(file.path) == index)
+    authority = ctx.settings_of("node").authority_path
+    served = probe(f"curl -fsS --cacert {authority} {ctx.site.mirror_url}/{index} | sha256sum").text.split()
+    if served[:1] != [ours]:
+        raise MlopsError(
+            f"the mirror's node does not serve driver {pins.driver} and kernel {pins.kernel} yet; the store does",
+            "./mlops deploy --role mirror; then run the same command again.",
+        )
 
 
 def _install_kernel(ctx: Context[Settings], pins: Pins) -> None:
@@ -238,9 +257,9 @@ def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -
 
 
 @step(on=ON, after=("driver",))
-def serve(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> None:
+def serve(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
     """The driver is held and the next boot has it, metrics are served, and somebody looks whether all cards answer."""
-    if modules.get(ctx.node.name):
+    if driver.get(ctx.node.name):
         return
     pins = fitness.pins(ctx)
     apt.pinned("the driver", pins.driver_packages)
@@ -253,7 +272,7 @@ def serve(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) ->
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
     recent = f'[ -n "$(find {FOUND_WRONG} -mmin -2)" ]'
-    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK}", unless=f"{recent} && {GOOD}")
+    shell.run("the cluster knows how the cards are", f"systemctl start {LOOK} || true", unless=f"{recent} && {GOOD}")
     python.alone("no environment of an earlier version", _environment(ctx))
     _forget_kernels(ctx, pins)
 
@@ -273,9 +292,10 @@ def _forget_kernels(ctx: Context[Settings], pins: Pins) -> None:
 
 
 @step(on=CONTROL_PLANE, only="any", after=("serve",))
-def ready(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
-    """Nodes with GPUs offer them, and are named by what they have."""
-    nodes = [node for node in ctx.settings.nodes(ctx.site) if driver.get(node.name) is None]
+def ready(ctx: Context[Settings]) -> None:
+    """Nodes whose driver is there and whose cards answer offer them, and are named by what they have."""
+    # Asked of the cluster: a deploy of the control plane alone knows nothing of other nodes' steps, and begins none.
+    nodes = [node for node in ctx.settings.nodes(ctx.site) if _is_offering(node)]
     if nodes:
         kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system")
     for node in nodes:
@@ -283,6 +303,12 @@ def ready(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError
         kubectl.offered(
             f"{node.name} offers its GPUs", node.name, ctx.settings.resource, offered, more=bool(ctx.settings.mig)
         )
+
+
+def _is_offering(node: Node) -> bool:
+    body = kubectl.api(f"/api/v1/nodes/{node.name}").body
+    conditions = {one["type"]: one["status"] for one in body.get("status", {}).get("conditions", ())}
+    return GATE in body.get("metadata", {}).get("labels", {}) and conditions.get("GpusHealthy") != "False"
 
 
 @step(on=ON, after=("ready",))
@@ -295,7 +321,7 @@ def caught_up(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsE
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
     """The driver is gone, with what belongs to it; the kernel stays: the node runs with it."""
-    for unit in (WATCH, LOOK, EXPORTER, SERVICE):
+    for unit in (EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     switch.as_ever()
@@ -320,12 +346,10 @@ def remove(ctx: Context[Settings]) -> None:
 @removal(on=CONTROL_PLANE)
 def remove_from_cluster(ctx: Context[Settings]) -> None:
     """No pod works with a GPU, the cluster offers none, and has no rules about them."""
-    if ctx.node != ctx.nodes(CONTROL_PLANE)[0]:
-        return
-    nodes = [node for node in ctx.settings.nodes(ctx.site) if kubectl.api(f"/api/v1/nodes/{node.name}").status == 200]
+    # On each control plane: what one has done the others find done.
+    nodes = [node for node in ctx.settings.nodes(ctx.site) if _object(node) is not None]
     for node in nodes:
-        labels = kubectl.api(f"/api/v1/nodes/{node.name}").body["metadata"].get("labels", {})
-        if GATE in labels:
+        if GATE in (_object(node) or {}).get("metadata", {}).get("labels", {}):
             switch.emptied(ctx, f"no pod works on {node.name}", node)
     rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
     kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
@@ -338,6 +362,25 @@ def remove_from_cluster(ctx: Context[Settings]) -> None:
         kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
     kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
     files.absent("no manifests", FOLDER, recursive=True)
+
+
+def _object(node: Node) -> Mapping[str, Any] | None:
+    """A node as the cluster knows it; None if it does not. MlopsError if the cluster does not say."""
+    answer = kubectl.api(f"/api/v1/nodes/{node.name}")
+    if answer.status not in (200, 404):
+        raise MlopsError(
+            f"the cluster does not say whether pods work on {node.name} (HTTP {answer.status}); nothing is removed",
+            "Bring the Kubernetes API up; then run the same command again.",
+        )
+    return answer.body if answer.status == 200 else None
+
+
+@removal(on=ON)
+def unwatched(ctx: Context[Settings]) -> None:
+    """Nobody looks at the cards any more, and tells the cluster of them. Comes first: it would tell again."""
+    for unit in (WATCH, LOOK):
+        systemd.gone(f"no {unit}", unit)
+        files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
 
 
 def _forgotten(ctx: Context[Settings], node: Node) -> None:

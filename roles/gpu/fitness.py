@@ -7,7 +7,7 @@ from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context
 
 from . import cards
-from .pins import ARCHIVE, KINDS, PROPRIETARY, Modules, Pins, numbers, resolved
+from .pins import ARCHIVE, ARTIFACT, KINDS, PROPRIETARY, Modules, Pins, numbers, resolved
 from .settings import Settings
 
 BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
@@ -81,7 +81,8 @@ def _refuse_older_kernel(ctx: Context[Settings], chosen: Pins) -> None:
     if ctx.settings.kernel is None and numbers(now) > numbers(chosen.kernel) and not probe(f"[ -e {BOOT_DEFAULT} ]").ok:
         raise MlopsError(
             f"{ctx.node.name} runs kernel {now}, which is newer than any that the mirror has a driver for",
-            f"If it can do with an older one, say so: settings.gpu.kernel: {chosen.kernel}.",
+            f"Fetch what Debian has today: ./mlops mirror build --again {ARTIFACT}. Or, if the node can do with an "
+            f"older one, say so: settings.gpu.kernel: {chosen.kernel}.",
         )
 
 

@@ -48,7 +48,8 @@ OPEN = Modules(
     "/usr/lib/nvidia/current-open",
 )
 KINDS = {one.kind: one for one in (PROPRIETARY, OPEN)}
-_OF_KINDS = tuple(name for one in KINDS.values() for name in (one.source, one.support))
+_OTHERS = re.compile(r"nvidia-(open-)?kernel-(dkms|support)$|nvidia-fabricmanager")
+"""Packages of the driver's version that not every node gets."""
 
 _REBUILD = f"Build the archive again: ./mlops mirror build --again {ARTIFACT}."
 KERNEL = re.compile(r"linux-image-(\d[\d.]*-\d+-amd64)")
@@ -93,7 +94,7 @@ def resolved(
     wanted_driver = _chosen(f"drivers with {modules.kind} kernel modules", "driver", driver, drivers)
     wanted_kernel = _chosen("kernels", "kernel", kernel, kernels)
     exact = _of(offers, "libnvidia-ml1", wanted_driver)
-    own = {name: exact for name, versions in offers.items() if exact in versions and name not in _OF_KINDS}
+    own = {name: exact for name, versions in offers.items() if exact in versions and not _OTHERS.match(name)}
     own |= {
         name: version for name in (modules.source, modules.support) if (version := _of(offers, name, wanted_driver))
     }

@@ -92,21 +92,22 @@ def archive(ctx: Context[Settings], pins: Pins) -> str:
 def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
     """The node has the pinned driver, and pods come to it, unless a person cordoned it.
 
-    Returns why it stays cordoned although nothing is to be changed: one of its cards does not answer.
+    Returns why it stays cordoned, and as it is: one of its cards does not answer.
     """
     stands = rolling.standing(ctx.node.name, GATE)
     rolling.unmarked("a person let the node in", ctx.node.name, stands)
-    right = is_there(ctx, pins) and stands.label == pins.driver
-    if right and not stands.ours:
+    there = is_there(ctx, pins)
+    if there and stands.label == pins.driver and not stands.ours:
         return None
-    if watched := right and stands.mark != rolling.DEPLOY:
-        shell.run("a look whether all cards answer again", f"systemctl start {LOOK}", unless=False)
-        if not ctx.planning and not probe(GOOD).ok:
-            return _silent(ctx)
+    if stands.ours and stands.mark != rolling.DEPLOY:
+        shell.run("a look whether all cards answer again", f"systemctl start {LOOK} || true", unless=False)
+        if not ctx.planning and (wrong := _wrong_cards(driver_too=there)):
+            return _silent(ctx, wrong)
     # Also where only the node is to be let in again: what gave up its cards looks at them anew.
-    what = "what offers the cards begins anew" if watched else "no pod works on the node"
-    emptied(ctx, what, ctx.node, drain=not watched)
-    if not right:
+    drain = not there or stands.mark == rolling.DEPLOY
+    what = "no pod works on the node" if drain else "what offers the cards begins anew"
+    emptied(ctx, what, ctx.node, drain=drain)
+    if not there:
         _install(ctx, pins)
         _begin(ctx, pins)
     rolling.let_in(
@@ -139,10 +140,15 @@ def _planes(ctx: Context[Settings]) -> list[Endpoint]:
     return [endpoint(ctx.site, node) for node in ctx.nodes(CONTROL_PLANE)]
 
 
-def _silent(ctx: Context[Settings]) -> MlopsError:
-    wrong = "; ".join(json.loads(probe(f"cat {FOUND_WRONG}").text or '["no look has ended"]'))
+def _wrong_cards(*, driver_too: bool) -> list[str]:
+    """What the last look found wrong: with the cards, and with the driver unless that is about to be laid down anew."""
+    wrong: list[str] = json.loads(probe(f"cat {FOUND_WRONG}").text or '["the driver was not looked at"]')
+    return [one for one in wrong if driver_too or not one.startswith("the driver")]
+
+
+def _silent(ctx: Context[Settings], wrong: list[str]) -> MlopsError:
     return MlopsError(
-        f"{ctx.node.name} stays cordoned, and its pods where they are: {wrong}",
+        f"{ctx.node.name} stays cordoned, and its pods where they are: {'; '.join(wrong)}",
         "`journalctl -u onprem-gpu-watch` there says since when; reseat the card or boot the node. To go on without "
         "it, give the number of cards that are left in facts.gpus of site.yaml. Then deploy again.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -21,6 +22,9 @@ def register(app: typer.Typer) -> None:
 @writes("mirror-build/v1")
 def build(
     names: Annotated[list[str] | None, typer.Argument(help="Artifacts; default: all that are on.")] = None,
+    inventory: Annotated[
+        Path | None, typer.Option("-i", "--inventory", help="All that the roles of this site lay down.")
+    ] = None,
     source: Annotated[
         Literal["auto", "url", "go"], typer.Option("--source", help="auto (the first that is reachable), url or go.")
     ] = "auto",
@@ -32,6 +36,11 @@ def build(
     from onprem_mlops.artifacts.display import BuildDisplay
     from onprem_mlops.console import console
 
+    if inventory is not None:
+        from onprem_mlops.artifacts.publish import needed_by
+        from onprem_mlops.site import load_site
+
+        names = sorted({*(names or ()), *needed_by(load_site(inventory))})
     with BuildDisplay(console) as display:
         result = mirror_build(names, listener=display, source=source, again=again, keep_build_caches=keep_caches)
     made = ", ".join(result.made) or "nothing to do"

@@ -69,7 +69,9 @@ def _step(planned: PlannedStep, graph: Graph, make_context: MakeContext) -> None
     inputs: dict[str, Any] = {}
     for name in planned.step.inputs:
         producer = by_id[f"{planned.role.name}.{name}"]
-        inputs[name] = producer.given(_values[producer.id])
+        if producer.id in _failed:
+            raise MlopsError(f"it needs {producer.id}, which failed on {_failed[producer.id]}")
+        inputs[name] = producer.given(_values.get(producer.id, {}))
     try:
         value = planned.step.function(make_context(planned, node), **inputs)
     except BaseException:

@@ -24,7 +24,7 @@ OFFERS = {
     ),
     "nvidia-open-kernel-dkms": (OLD,),
     "nvidia-open-kernel-support": (OLD,),
-    "nvidia-fabricmanager-535": ("535.309.01-1",),
+    "nvidia-fabricmanager-535": (OLD, "535.309.01-1"),
 }
 
 
@@ -73,8 +73,11 @@ def test_nvswitch_needs_the_fabric_manager_of_the_very_version() -> None:
     assert "nvidia-fabricmanager-535" not in resolved(OFFERS, None, None).driver_packages
     pins = resolved(OFFERS, None, None, nvswitch=True)
     assert pins.driver_packages["nvidia-fabricmanager-535"] == "535.309.01-1"
+    # NVIDIA numbers its own package as Debian numbers the driver: other nodes do not get it all the same.
+    assert "nvidia-fabricmanager-535" not in resolved(OFFERS, "535.261.03", None).driver_packages
+    without = {name: versions for name, versions in OFFERS.items() if name != "nvidia-fabricmanager-535"}
     with pytest.raises(MlopsError, match=r"need nvidia-fabricmanager-535 535\.261\.03") as caught:
-        resolved(OFFERS, "535.261.03", None, nvswitch=True)
+        resolved(without, "535.261.03", None, nvswitch=True)
     assert "artifacts/debs/gpu-bookworm/" in caught.value.advice
 
 

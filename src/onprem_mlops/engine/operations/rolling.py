@@ -52,10 +52,14 @@ class Elsewhere(Command):
             connection = Connection(endpoint)
             try:
                 connection.connect()
-                done = connection.run(self._shell, timeout=self._seconds)
             except MlopsError as error:
                 silent.append(error.message)
                 continue
+            try:
+                done = connection.run(self._shell, timeout=self._seconds)
+            except MlopsError as error:
+                # Not on another one: there it goes on to its end.
+                return False, output(error.message, error=True)
             finally:
                 connection.close()
             return done.status == 0, output(f"{done.text}\n{done.error_text}", error=done.status != 0)
@@ -121,16 +125,19 @@ def standing(name: str, label: str) -> Standing:
         f'{{{{.spec.unschedulable}}}} {{{{index .metadata.annotations "{EMPTIED}"}}}} '
         f'{{{{index .metadata.labels "{label}"}}}}'
     )
+    # What kubectl says beside the answer (a server of other kinds that is away, say) is shown only if there is none.
+    get = f"{OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)}"
     asked = probe(
-        f"if [ -e {ACCOUNT} ]; then {OWN_KUBECTL} get node {shlex.quote(name)} -o go-template={shlex.quote(template)} "
-        "2>&1; else echo - - -; fi"
+        f"[ -e {ACCOUNT} ] || {{ echo - - -; exit 0; }}; said=$(mktemp); {get} 2>$said; status=$?; "
+        "[ $status = 0 ] || cat $said; rm -f $said; exit $status"
     )
-    if not asked.ok:
+    fields = asked.text.replace("<no value>", "-").split()
+    if not asked.ok or len(fields) != 3:
         raise MlopsError(
             f"{name} cannot see in the cluster how it stands there: {asked.text.strip()}",
             "Is the Kubernetes API up, and reachable from that node? Then run the same command again.",
         )
-    cordoned, mark, value = [*asked.text.replace("<no value>", "-").split(), "-", "-", "-"][:3]
+    cordoned, mark, value = fields
     return Standing(cordoned == "true", mark.strip("-"), "" if value == "-" else value)
 
 

@@ -72,11 +72,12 @@ def _begun(verb: str, name: str, show: str) -> str:
     """
     return (
         # Counted from now: what failed again and again with a wrong setting does not fail with the right one.
-        f"tries=$(systemctl show -P NRestarts {name}); verb={verb}; "
+        f"tries=$(systemctl show -P NRestarts {name}); "
         f"few() {{ [ $(($(systemctl show -P NRestarts {name}) - tries)) -lt 3 ]; }}; "
-        f"until systemctl $verb {name} & job=$!; "
-        f"while kill -0 $job 2>/dev/null; do few || {{ kill $job; {show}; }}; sleep 0.1; done; wait $job; "
-        f'do verb=start; {{ [ "$(systemctl is-active {name})" = activating ] && few; }} || {{ {show}; }}; done'
+        f"begun() {{ while kill -0 $1 2>/dev/null; do few || {{ kill $1; {show}; }}; sleep 0.1; done; wait $1; }}; "
+        f"systemctl {verb} {name} & begun $! || "
+        f'until {{ [ "$(systemctl is-active {name})" = activating ] && few; }} || {{ {show}; }}; '
+        f"systemctl start {name} & begun $!; do :; done"
     )
 
 
