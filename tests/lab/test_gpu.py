@@ -27,16 +27,16 @@ KERNEL_ONLY = {"driver": "535.261.03", "kernel": "6.1.0-56-amd64"}
 NEW = {"driver": "535.309.01", "kernel": "6.1.0-56-amd64"}
 """The point release of Debian 12 and its security updates, as the catalogue's archive has both."""
 
-ONE_MODULE = """\
-MAKE[0]="env NV_EXCLUDE_KERNEL_MODULES='nvidia-uvm nvidia-peermem nvidia-drm nvidia-modeset' \\
+FEW_MODULES = """\
+MAKE[0]="env NV_EXCLUDE_KERNEL_MODULES='nvidia-uvm nvidia-drm nvidia-modeset' \\
     make -j2 modules KERNEL_UNAME=${kernelver}"
-BUILT_MODULE_NAME[1]=nvidia
-BUILT_MODULE_NAME[2]=nvidia
-BUILT_MODULE_NAME[3]=nvidia
-BUILT_MODULE_NAME[4]=nvidia
+BUILT_MODULE_NAME[1]=nvidia-peermem
+BUILT_MODULE_NAME[2]=nvidia-peermem
+BUILT_MODULE_NAME[3]=nvidia-peermem
+BUILT_MODULE_NAME[4]=nvidia-peermem
 """
-"""DKMS: build the first of the driver's modules in the place of all. The whole driver is built for the first pins; for
-the others that would be five minutes more each, for modules that nothing here can load."""
+"""DKMS: build the first of the driver's modules, and the smallest in the place of the others. The whole driver is built
+for the first pins; for the others that would be five minutes more each, for modules that nothing here can load."""
 
 HOLD_APT = (
     "import fcntl, time; held = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(held, fcntl.LOCK_EX); "
@@ -74,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSite]:
             site.on(node, "mkdir -p /etc/initramfs-tools/conf.d; echo MODULES=list >/etc/initramfs-tools/conf.d/small")
         site.run("deploy", "infrastructure", timeout=3 * HANGS_SECONDS).must()
         for node in ("g1", "g2"):
-            site.on(node, f"cat >/etc/dkms/nvidia-current.conf <<'END'\n{ONE_MODULE}END")
+            site.on(node, f"cat >/etc/dkms/nvidia-current.conf <<'END'\n{FEW_MODULES}END")
         try:
             yield site
         finally:
