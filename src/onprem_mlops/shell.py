@@ -184,6 +184,7 @@ class Connection:
             self._shell = None
             raise CommandTimeout(f"{self._who}: no end after {timeout:.0f} s: {command[:200]}") from None
         except BROKEN as error:
+            self._shell = None
             raise self._broke(error) from None
 
     def hold(self, script: str, *, expect: str) -> Completed:
@@ -196,6 +197,7 @@ class Connection:
         try:
             done = shell.run(script, None, 30, inside=True)
         except BROKEN as error:
+            self._shell = None
             raise self._broke(error) from None
         if done.text.strip() == expect:
             self._held, self._expected = script, expect
@@ -217,9 +219,8 @@ class Connection:
         return self._shell
 
     def _broke(self, error: Exception) -> Unreachable:
-        self._shell = None
         return Unreachable(
-            f"{self._who}: the connection broke: {str(error) or type(error).__name__}",
+            f"{self._who}: the connection broke: {_reason(error)}",
             "The node may have rebooted or lost its network. Run the command again when it is back.",
         )
 
@@ -238,7 +239,7 @@ class Connection:
             out, err = session.makefile("rb").read(), session.makefile_stderr("rb").read()
             return Completed(session.recv_exit_status(), out, err)
         except BROKEN as error:
-            raise Unreachable(f"{self._who}: the connection broke: {error or type(error).__name__}") from None
+            raise self._broke(error) from None
         finally:
             session.close()
 
@@ -261,7 +262,7 @@ class Connection:
         try:
             return transport.open_session(timeout=CONNECT_SECONDS)
         except BROKEN as error:
-            raise Unreachable(f"{self._who}: the connection broke: {error}") from None
+            raise self._broke(error) from None
 
     def _kill_group(self, group: int) -> None:
         # The shell may be deaf, so its group is killed through a channel of its own.
@@ -274,7 +275,7 @@ class Connection:
 
 
 def _reason(error: Exception) -> str:
-    """What kept a connection from standing. paramiko sums up what each address said and leaves that itself out."""
+    """Why there is no connection. paramiko sums up what each address said and leaves that itself out."""
     said = list(error.errors.values()) if isinstance(error, NoValidConnectionsError) else [error]
     return "; ".join(str(one) or type(one).__name__ for one in said)
 
