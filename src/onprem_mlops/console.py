@@ -178,12 +178,10 @@ def show_summary(result: RunResult, to: Console = console) -> None:
     parts = [f"{result.changed} {words}", f"{len(result.failed)} failed", f"{len(result.unreachable)} unreachable"]
     if later:
         parts.append(f"{later} known later")
-    skipped = sum(1 for step in result.steps if step.outcome == "skipped")
-    if skipped:
-        parts.append(f"{skipped} not run")
-    if skipped and not result.planning:
-        named = [f"{step.step} on {step.node}" for step in result.steps if step.outcome == "skipped"]
-        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-        to.print(f"[yellow]not run:[/yellow] {', '.join(named[:NAMED])}{more}")
+    if skipped := [f"{step.step} on {step.node}" for step in result.steps if step.outcome == "skipped"]:
+        parts.append(f"{len(skipped)} not run")
+        if not result.planning:
+            more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+            to.print(f"[yellow]not run:[/yellow] {', '.join(skipped[:NAMED])}{more}")
     colour = "green" if result.ok else "red"
     to.print(f"[{colour}]{', '.join(parts)}[/{colour}] in {result.seconds:.1f} s")

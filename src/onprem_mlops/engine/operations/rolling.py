@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pyinfra.api.host import Host
     from pyinfra.api.state import State
 
-DRAIN_SECONDS = 600
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
 OFFER_SECONDS = 180
@@ -131,14 +130,14 @@ def standing(name: str, label: str) -> Standing:
         f"[ -e {ACCOUNT} ] || {{ echo - - -; exit 0; }}; said=$(mktemp); {get} 2>$said; status=$?; "
         "[ $status = 0 ] || cat $said; rm -f $said; exit $status"
     )
-    fields = asked.text.replace("<no value>", "-").split()
+    fields = ["" if one == "-" else one for one in asked.text.replace("<no value>", "-").split()]
     if not asked.ok or len(fields) != 3:
         raise MlopsError(
             f"{name} cannot see in the cluster how it stands there: {asked.text.strip()}",
             "Is the Kubernetes API up, and reachable from that node? Then run the same command again.",
         )
     cordoned, mark, value = fields
-    return Standing(cordoned == "true", mark.strip("-"), "" if value == "-" else value)
+    return Standing(cordoned == "true", mark, value)
 
 
 @operation
@@ -161,8 +160,8 @@ def emptied(
     label: str,
     leaving: str,
     resource: str,
-    drain: bool = True,
-    seconds: int = DRAIN_SECONDS,
+    drain: bool,
+    seconds: int,
 ) -> Iterator[Command]:
     """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
 
@@ -242,8 +241,8 @@ def _uncordoned(node: str) -> str:
 
 
 @operation
-def booted(*, seconds: int = BOOT_SECONDS) -> Iterator[Command]:
-    """The node has booted anew."""
+def booted(*, seconds: int) -> Iterator[Command]:
+    """The node has booted anew, within so many seconds."""
     yield Boot(seconds)
 
 
