@@ -24,6 +24,9 @@ from .pins import ARCHIVE, KERNEL, KINDS, Pins, numbers, packages_of
 from .settings import Settings
 from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OWN, SERVICE, WATCH
 
+Behind = OperationFailed | MlopsError | None
+"""Why a node stays as it is while the others go on."""
+
 ON = "gpu"
 SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
 FOUND = "/etc/onprem-gpu/found"
@@ -241,7 +244,7 @@ def _with_quota() -> list[str]:
 
 
 @step(on=ON, after=("cluster",), rolling=True)
-def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> OperationFailed | MlopsError | None:
+def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -> Behind:
     """The node has that driver, in the kernel and in user space: emptied before, booted if it has to, let in again.
 
     Returns why the node stays as it is, if that need not keep others back: its modules could not be built, or one of
@@ -249,15 +252,11 @@ def driver(ctx: Context[Settings], modules: dict[str, OperationFailed | None]) -
     """
     if failed := modules.get(ctx.node.name):
         return failed
-    pins = fitness.pins(ctx)
-    if switch.is_there(ctx, pins):
-        # The kernel that boots next is the one that the driver runs with.
-        switch.boot_default(ctx, pins.kernel)
-    return switch.brought(ctx, pins)
+    return switch.brought(ctx, fitness.pins(ctx))
 
 
 @step(on=ON, after=("driver",))
-def serve(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
+def serve(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
     """The driver is held and the next boot has it, metrics are served, and somebody looks whether all cards answer."""
     if driver.get(ctx.node.name):
         return
@@ -312,7 +311,7 @@ def _is_offering(node: Node) -> bool:
 
 
 @step(on=ON, after=("ready",))
-def caught_up(ctx: Context[Settings], driver: dict[str, OperationFailed | MlopsError | None]) -> None:
+def caught_up(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
     """Every node has that driver and all its cards: one that stays behind fails here, when the others are done."""
     if why := driver.get(ctx.node.name):
         raise why
@@ -347,16 +346,16 @@ def remove(ctx: Context[Settings]) -> None:
 def remove_from_cluster(ctx: Context[Settings]) -> None:
     """No pod works with a GPU, the cluster offers none, and has no rules about them."""
     # On each control plane: what one has done the others find done.
-    nodes = [node for node in ctx.settings.nodes(ctx.site) if _object(node) is not None]
-    for node in nodes:
-        if GATE in (_object(node) or {}).get("metadata", {}).get("labels", {}):
+    known = [(node, found) for node in ctx.settings.nodes(ctx.site) if (found := _object(node)) is not None]
+    for node, found in known:
+        if GATE in found["metadata"].get("labels", {}):
             switch.emptied(ctx, f"no pod works on {node.name}", node)
     rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
     kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
     kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
     rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
     kubectl.absent("no rights of feature discovery", *rights)
-    for node in nodes:
+    for node, _ in known:
         _forgotten(ctx, node)
     for namespace in _with_quota():
         kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)

@@ -31,11 +31,15 @@ def simulated(ctx: Context[Settings]) -> bool:
 def _modules(ctx: Context[Settings]) -> Modules:
     if ctx.settings.modules != "auto":
         return KINDS[ctx.settings.modules]
-    return PROPRIETARY if simulated(ctx) else KINDS[cards.fitting_modules(cards.cards(_listing()))]
+    return PROPRIETARY if simulated(ctx) else KINDS[cards.fitting_modules(_cards())]
 
 
 def _listing() -> str:
     return probe(cards.LISTED).text
+
+
+def _cards() -> tuple[cards.Card, ...]:
+    return cards.cards(_listing())
 
 
 def refuse_misfits(ctx: Context[Settings]) -> None:
@@ -49,7 +53,7 @@ def refuse_misfits(ctx: Context[Settings]) -> None:
     chosen = pins(ctx)
     if simulated(ctx):
         return
-    if wrong := cards.misfits(chosen.driver, chosen.modules.kind, cards.cards(_listing())):
+    if wrong := cards.misfits(chosen.driver, chosen.modules.kind, _cards()):
         raise MlopsError(
             f"{ctx.node.name}: driver {chosen.driver} does not fit: {'; '.join(wrong)}",
             "Choose another driver or other modules in settings.gpu of site.yaml, or take the card out.",
@@ -67,7 +71,7 @@ def refuse_misfits(ctx: Context[Settings]) -> None:
 
 
 def _refuse_halves(ctx: Context[Settings]) -> None:
-    cut = {cards.can_be_cut(card) for card in cards.cards(_listing())}
+    cut = {cards.can_be_cut(card) for card in _cards()}
     if ctx.settings.mig and len(cut) > 1:
         raise MlopsError(
             f"{ctx.node.name} has cards that can be cut into parts and cards that cannot: pods could not choose",
@@ -97,7 +101,7 @@ def findings(ctx: Context[Settings]) -> str:
     if simulated(ctx):
         found = [f"{gpu.count} × {gpu.model}, SIMULATED" for gpu in ctx.node.facts.gpus]
     else:
-        found = [str(card) for card in cards.cards(_listing())]
+        found = [str(card) for card in _cards()]
         found += ["NVSwitch"] if cards.has_nvswitch(_listing()) else []
     groups = probe("ls /sys/kernel/iommu_groups | wc -l").text.strip()
     lines = (

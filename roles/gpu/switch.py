@@ -94,9 +94,12 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
 
     Returns why it stays cordoned, and as it is: one of its cards does not answer.
     """
+    there = is_there(ctx, pins)
+    if there:
+        # The kernel that boots next is the one that the driver runs with.
+        boot_default(ctx, pins.kernel)
     stands = rolling.standing(ctx.node.name, GATE)
     rolling.unmarked("a person let the node in", ctx.node.name, stands)
-    there = is_there(ctx, pins)
     if there and stands.label == pins.driver and not stands.ours:
         return None
     if stands.ours and stands.mark != rolling.DEPLOY:
