@@ -325,10 +325,13 @@ class Case:
 
 
 def cases(role: str) -> list[Any]:
-    """The cases of a role, for `pytest.mark.parametrize`."""
+    """The cases of a role, for `pytest.mark.parametrize`; what they share stands in its `common.yml`."""
     folder = Path(__file__).with_name(role)
     yaml = YAML(typ="safe")
-    return [pytest.param(Case(path, yaml.load(path)), id=path.stem) for path in sorted(folder.glob("*.yaml"))]
+    shared = folder / "common.yml"
+    common = yaml.load(shared) if shared.exists() else {}
+    paths = sorted(folder.glob("*.yaml"))
+    return [pytest.param(Case(path, {**common, **yaml.load(path)}), id=path.stem) for path in paths]
 
 
 def check(case: Case, folder: Path) -> None:
