@@ -21,6 +21,7 @@ from rich.table import Table
 from docs.generate import commands
 from onprem_mlops import tiers
 from onprem_mlops.artifacts.blobs import Blobs
+from onprem_mlops.artifacts.commands import MirrorBuild
 from onprem_mlops.artifacts.manifest import StoredFile
 from onprem_mlops.cli import run
 from onprem_mlops.cli.handing_over import hand_over
@@ -165,6 +166,29 @@ def test_the_site_that_is_meant_lies_in_the_repository(tmp_path: Path, monkeypat
     assert in_inventories("lab") == REPOSITORY / "inventories/lab"
     monkeypatch.chdir(REPOSITORY)
     assert in_inventories("lab") == Path("inventories/lab")
+
+
+# mirror
+
+
+def test_all_that_a_site_lays_down_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def build(names: list[str], **_: Any) -> MirrorBuild:
+        asked.append(names)
+        return MirrorBuild(store="", seconds=0, made=(), freed=0, artifacts=())
+
+    monkeypatch.setattr("onprem_mlops.artifacts.commands.mirror_build", build)
+    site = tmp_path / "site.yaml"
+    site.write_text((REPOSITORY / "inventories/lab-gpu/site.yaml").read_text())
+    assert run(["mirror", "build", "-i", str(tmp_path)]) == 0
+    text = site.read_text().replace("settings:\n", "settings:\n  mirror: {debian: [bookworm, trixie]}\n", 1)
+    site.write_text(text)
+    assert run(["mirror", "build", "crane", "-i", str(tmp_path)]) == 0
+    first, second = asked
+    assert {"debs-gpu-bookworm", "image-nvidia-device-plugin", "debs-bookworm", "kubernetes"} <= set(first)
+    assert "gitea" not in first, "that site has no Gitea"
+    assert set(second) - set(first) == {"crane", "debs-trixie"}
 
 
 # remove
