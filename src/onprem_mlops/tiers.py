@@ -16,8 +16,8 @@ from onprem_mlops.prerequisites import require
 
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
-BY_LAB = ("--dist", "loadgroup", "--no-loadscope-reorder")
-"""What shares a lab runs in one process, in the order of tests/lab/conftest.py."""
+BY_LAB = ("--dist", "loadscope", "--no-loadscope-reorder")
+"""What shares a lab runs in one process (tests/lab/conftest.py says what does), the longest first."""
 
 
 @dataclass(frozen=True, slots=True)
