@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-HERE = Path(__file__).parent
 LONGEST_FIRST = ("services", "test_gpu", "cluster", "test_ha", "test_several_nodes")
 """So that no long group begins when the others are done."""
 
@@ -28,7 +27,7 @@ class ByLab(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     together do not see its groups and give every worker every lab (tests/unit/test_lab_groups.py would show it)."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _group(Path(nodeid.partition("::")[0]))
+        return _group(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,13 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in ours:
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="booting nodes needs root"))
-    items.sort(key=lambda item: _rank(_group(item.path)) if item in ours else -1)
+    items.sort(key=lambda item: _rank(_group(item.nodeid)) if item in ours else -1)
 
 
-def _group(file: Path) -> str:
-    """The folder or the file below tests/lab that a test's file belongs to."""
-    parts = file.parts
-    return Path(parts[len(parts) - parts[::-1].index("lab")]).stem
+def _group(nodeid: str) -> str:
+    """The folder or the file below tests/lab that a test is in."""
+    return Path(nodeid.partition("::")[0]).relative_to("tests/lab").parts[0].removesuffix(".py")
 
 
 def _rank(group: str) -> int:
