@@ -385,6 +385,12 @@ def test_removed_it_leaves_the_kernel_and_nothing_else(site: TestSite) -> None:
         ) in ("", "0")
         assert not site.on(node, "ls -d /var/lib/onprem-gpu /etc/onprem-gpu /opt/onprem-gpu 2>/dev/null", check=False)
         assert site.on(node, f"ls /boot/vmlinuz-{NEW['kernel']}")
+        of_cluster = node_of(site, node)
+        taints = [one["key"] for one in of_cluster["spec"].get("taints", ())]
+        names = (*of_cluster["metadata"]["labels"], *of_cluster["metadata"]["annotations"], *taints)
+        assert not [name for name in names if "nvidia.com" in name or "nfd.node" in name], names
+        assert "GpusHealthy" not in {one["type"] for one in of_cluster["status"]["conditions"]}
+        assert cordoned(site)[node] is False
     left = site.kubectl("get", "daemonsets,deployments,configmaps", "-n", "kube-system", "-o", "name")
     assert "nvidia" not in left, left
     assert "nfd" not in left, left
