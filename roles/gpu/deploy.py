@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from onprem_mlops import wheelhouse
 from onprem_mlops.engine.facts import Packages, fact, probe
@@ -22,7 +19,7 @@ from . import cards, fitness, simulation, switch
 from .fitness import simulated
 from .pins import ARCHIVE, KERNEL, KINDS, Pins, numbers, packages_of
 from .settings import Settings
-from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OWN, SERVICE, WATCH
+from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OFFERING, OWN, SERVICE, UNITS, WATCH
 
 Behind = OperationFailed | MlopsError | None
 """Why a node stays as it is while the others go on."""
@@ -32,7 +29,6 @@ SOURCES = "/etc/apt/sources.list.d/onprem-mlops-gpu.sources"
 FOUND = "/etc/onprem-gpu/found"
 PROGRAMS = "/usr/local/sbin"
 COMMANDS = ("nvidia-ctk", "nvidia-cdi-hook")
-UNITS = "/etc/systemd/system"
 KEPT_ARCHIVES = 6
 """How many archives of modules the controller keeps: each is some 50 MB."""
 ENVIRONMENTS = "/opt/onprem-gpu"
@@ -45,7 +41,6 @@ CDI = "--vendor=k8s.device-plugin.nvidia.com --class=gpu --device-name-strategy=
 FOLDER = "/etc/kubernetes/addons/gpu"
 WORKLOADS = ("daemonsets/nvidia-device-plugin", "daemonsets/gpu-feature-discovery", "deployments/nfd-master")
 OTHERS = (
-    "configmap/nvidia-device-plugin",
     "networkpolicy/gpu",
     "serviceaccount/nfd-master",
     *(f"{kind}/gpu-feature-discovery" for kind in ("rolebinding", "role", "serviceaccount")),
@@ -117,6 +112,8 @@ def _install_kernel(ctx: Context[Settings], pins: Pins) -> None:
     """Kernel and headers. What comes with them builds no driver for it, but modules of others as ever."""
     installed: dict[str, str] = fact(Packages)
     if any(installed.get(name) != version for name, version in pins.kernel_packages.items()):
+        # A boot partition is small. The kernel that runs is the way back from the new one.
+        _forget_kernels(ctx, pins, ways_back=0)
         files.content("the driver is not built by the kernel's packages", switch.NO_BUILDS, "")
     apt.pinned("the kernel that the driver is built for", pins.kernel_packages)
     files.absent("modules of others are built as ever", switch.NO_BUILDS)
@@ -136,7 +133,7 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
         "what asks the cards", environment, ctx.files("gpu-exporter"), ctx.files("uv"), authority=authority
     )
     values = {"simulated": simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
-    watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, **values)
+    watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, specification=switch.SPECIFICATION, **values)
     files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
     for unit in (SERVICE, EXPORTER, WATCH, LOOK):
         files.content(f"unit {unit}", f"{UNITS}/{unit}", ctx.render(f"{unit}.j2", **values))
@@ -151,10 +148,14 @@ def modules(ctx: Context[Settings]) -> OperationFailed | None:
     pins = fitness.pins(ctx)
     archive = switch.archive(ctx, pins)
     kept = ctx.state / "gpu" / Path(archive).name
+    # With Secure Boot a node takes only what it has signed itself.
+    for_all = not fitness.secure_boot()
     try:
         files.directory("modules as they were built", f"{ctx.settings.folder}/modules")
         with handing.Maker.first(kept):
-            if kept.exists():
+            if for_all and kept.exists():
+                if not ctx.planning:
+                    kept.touch()
                 handing.handed(f"modules of driver {pins.driver}, as a like node built them", kept, archive)
                 return None
             build = ctx.render("build.sh.j2", pins=pins, archive=archive)
@@ -164,7 +165,7 @@ def modules(ctx: Context[Settings]) -> OperationFailed | None:
                 unless=f"[ -s {archive} ]",
                 timeout=3600,
             )
-            if not ctx.planning:
+            if for_all and not ctx.planning:
                 handing.fetched("these modules, for like nodes", archive, kept)
                 _forget_archives(kept.parent)
     except OperationFailed as failed:
@@ -173,7 +174,7 @@ def modules(ctx: Context[Settings]) -> OperationFailed | None:
 
 
 def _forget_archives(folder: Path) -> None:
-    """Keep the newest archives on the controller."""
+    """Keep the archives on the controller that were used last."""
     oldest_first = sorted(folder.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
     for path in oldest_first[:-KEPT_ARCHIVES]:
         path.unlink()
@@ -189,13 +190,11 @@ def cluster(ctx: Context[Settings]) -> None:
     files.download("kinds of feature discovery", f"{FOLDER}/{manifest.name}", manifest, authority=authority, mode="644")
     files.content("feature discovery", f"{FOLDER}/kustomization.yaml", f"resources: [{manifest.name}]\n")
     kubectl.apply_folder("kinds of feature discovery", FOLDER, what="feature discovery", last=NODE_FEATURES)
-    configuration = json.dumps(_plugin(ctx))
     text = ctx.render(
         "cluster.yaml.j2",
         gate=GATE,
         own=OWN.replace("=", ": "),
-        configuration=configuration,
-        digest=hashlib.sha256(configuration.encode()).hexdigest()[:16],
+        offering=Path(OFFERING),
         plugin_image=ctx.image("image-nvidia-device-plugin"),
         discovery_image=ctx.image("image-node-feature-discovery"),
         api_port=6443,
@@ -210,25 +209,6 @@ def cluster(ctx: Context[Settings]) -> None:
         quota = ctx.render("quota.yaml.j2", namespace=name, cards=number)
         kubectl.apply(f"quota of namespace {name}", quota, what=f"quota of namespace {name}")
     _forget_quotas(ctx)
-
-
-def _plugin(ctx: Context[Settings]) -> Mapping[str, object]:
-    """The configuration of the device plugin and of feature discovery."""
-    flags = {
-        "migStrategy": "single" if ctx.settings.mig else "none",
-        "failOnInitError": True,
-        "deviceDiscoveryStrategy": "nvml",
-        "gdrcopyEnabled": False,
-        "gdsEnabled": False,
-        "mofedEnabled": False,
-        "plugin": {"deviceListStrategy": ["cdi-cri"], "containerDriverRoot": "/driver-root"},
-        "gfd": {"sleepInterval": "60s"},
-    }
-    if ctx.settings.shared_by == 1:
-        return {"version": "v1", "flags": flags}
-    shares = [{"name": ctx.settings.resource, "replicas": ctx.settings.shared_by}]
-    sharing = {"timeSlicing": {"failRequestsGreaterThanOne": True, "resources": shares}}
-    return {"version": "v1", "flags": flags, "sharing": sharing}
 
 
 def _forget_quotas(ctx: Context[Settings]) -> None:
@@ -268,26 +248,26 @@ def serve(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
     simulation_files = simulation.configuration(ctx) if simulated(ctx) else ()
     systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation_files))
     switch.supported(ctx, pins)
-    systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
-    systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
+    switch.watched()
     recent = f'[ -n "$(find {FOUND_WRONG} -mmin -2)" ]'
     shell.run("the cluster knows how the cards are", f"systemctl start {LOOK} || true", unless=f"{recent} && {GOOD}")
     python.alone("no environment of an earlier version", _environment(ctx))
     _forget_kernels(ctx, pins)
 
 
-def _forget_kernels(ctx: Context[Settings], pins: Pins) -> None:
-    """Of the kernels that earlier pins brought, one is kept as the way back: a boot partition is soon full."""
+def _forget_kernels(ctx: Context[Settings], pins: Pins, *, ways_back: int = 1) -> None:
+    """Of the kernels that earlier pins brought, the newest is kept as the way back; the node's own stay, too."""
     installed: dict[str, str] = fact(Packages)
-    kernels = [match[1] for match in map(KERNEL.fullmatch, installed) if match]
+    brought = probe(f"cat {apt.RECORD}").text.split()
+    kernels = [match[1] for match in map(KERNEL.fullmatch, installed) if match and match[0] in brought]
     used = {pins.kernel, switch.running(ctx).kernel}
-    others = sorted((one for one in kernels if one not in used), key=numbers, reverse=True)
-    names = [name for kernel in others[1:] for name in packages_of(kernel)]
+    gone = sorted((one for one in kernels if one not in used), key=numbers, reverse=True)[ways_back:]
+    names = [name for kernel in gone for name in packages_of(kernel)]
     apt.released("kernels of earlier pins", *names)
     apt.purged("no kernels of earlier pins but one", *names)
-    kept = " ".join(f"! -name '*-{kernel}.tar.gz' ! -name '*-{kernel}-*'" for kernel in (*used, *others[:1]) if kernel)
-    old = f"find {ctx.settings.folder}/modules -name '*.tar.gz' {kept}"
-    shell.run("no modules for kernels that are gone", f"{old} -delete", unless=f'[ -z "$({old})" ]')
+    for kernel in gone:
+        archives = f"find {ctx.settings.folder}/modules -name '*-{kernel}.tar.gz' -o -name '*-{kernel}-*.tar.gz'"
+        shell.run(f"no modules for kernel {kernel}", f"{archives} | xargs -r rm -f", unless=f'[ -z "$({archives})" ]')
 
 
 @step(on=CONTROL_PLANE, only="any", after=("serve",))
@@ -317,10 +297,50 @@ def caught_up(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
         raise why
 
 
+# Removals: the last one comes first.
+
+
+@removal(on=CONTROL_PLANE)
+def remove_from_cluster(ctx: Context[Settings]) -> None:
+    """The cluster offers no GPUs, and has no rules about them."""
+    # On each control plane: what one has done the others find done.
+    still = [node.name for node in ctx.settings.nodes(ctx.site) if _has_driver(node)]
+    if still and not ctx.planning:
+        raise MlopsError(
+            f"{', '.join(still)} still offer GPUs in the cluster, whose rules stay until then",
+            "./mlops remove --role gpu, with these nodes up. One that is lost: ./mlops kubectl -- delete node NAME.",
+        )
+    rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
+    kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
+    kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
+    rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
+    kubectl.absent("no rights of feature discovery", *rights)
+    for namespace in _with_quota():
+        kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
+    kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
+    files.absent("no manifests", FOLDER, recursive=True)
+
+
+def _has_driver(node: Node) -> bool:
+    """Whether pods may work on a node. MlopsError if the cluster does not say."""
+    answer = kubectl.api(f"/api/v1/nodes/{node.name}")
+    if answer.status not in (200, 404):
+        raise MlopsError(
+            f"the cluster does not say whether pods work on {node.name} (HTTP {answer.status}); nothing is removed",
+            "Bring the Kubernetes API up; then run the same command again.",
+        )
+    return answer.status == 200 and GATE in answer.body["metadata"].get("labels", {})
+
+
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
-    """The driver is gone, with what belongs to it; the kernel stays: the node runs with it."""
-    for unit in (EXPORTER, SERVICE):
+    """No pod works with the node's GPUs, and the driver is gone with what belongs to it.
+
+    The kernel stays: the node runs with it.
+    """
+    if rolling.standing(ctx.node.name, GATE).label:
+        switch.emptied(ctx, "no pod works on the node", alone=False)
+    for unit in (WATCH, LOOK, EXPORTER, SERVICE):
         systemd.gone(f"no {unit}", unit)
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     switch.as_ever()
@@ -334,66 +354,13 @@ def remove(ctx: Context[Settings]) -> None:
     apt.purged("the driver, and what builds its modules", *drivers, *headers, *TOOLS)
     programs = (f"{PROGRAMS}/onprem-gpu", f"{PROGRAMS}/onprem-gpu-watch", simulation.PROGRAM)
     commands = (f"/usr/local/bin/{name}" for name in COMMANDS)
-    settings = (SOURCES, switch.NOUVEAU, simulation.QUIET, switch.NO_BUILDS)
+    settings = (SOURCES, switch.NOUVEAU, simulation.QUIET, switch.NO_BUILDS, switch.SPECIFICATION)
     files.absent("no files of the role", *programs, *commands, *settings)
-    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", switch.RUN, "/run/cdi")
+    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", switch.RUN, switch.ORDER)
     files.absent("no folders of the role", *folders, recursive=True)
     switch.no_boot_default()
     systemd.reloaded("systemd forgets the units")
-
-
-@removal(on=CONTROL_PLANE)
-def remove_from_cluster(ctx: Context[Settings]) -> None:
-    """No pod works with a GPU, the cluster offers none, and has no rules about them."""
-    # On each control plane: what one has done the others find done.
-    known = [(node, found) for node in ctx.settings.nodes(ctx.site) if (found := _object(node)) is not None]
-    for node, found in known:
-        if GATE in found["metadata"].get("labels", {}):
-            switch.emptied(ctx, f"no pod works on {node.name}", node)
-    rules = ("validatingadmissionpolicybinding", "validatingadmissionpolicy")
-    kubectl.absent("no rules of GPUs", *(f"{kind}/onprem-mlops-gpu" for kind in rules))
-    kubectl.absent("no device plugin and no feature discovery", *WORKLOADS, *OTHERS, namespace="kube-system")
-    rights = (f"{kind}/onprem-mlops-nfd-master" for kind in ("clusterrole", "clusterrolebinding"))
-    kubectl.absent("no rights of feature discovery", *rights)
-    for node, _ in known:
-        _forgotten(ctx, node)
-    for namespace in _with_quota():
-        kubectl.absent(f"namespace {namespace} has no quota any more", "resourcequota/gpu", namespace=namespace)
-    kubectl.folder_absent("no kinds of feature discovery", FOLDER, last=NODE_FEATURES)
-    files.absent("no manifests", FOLDER, recursive=True)
-
-
-def _object(node: Node) -> Mapping[str, Any] | None:
-    """A node as the cluster knows it; None if it does not. MlopsError if the cluster does not say."""
-    answer = kubectl.api(f"/api/v1/nodes/{node.name}")
-    if answer.status not in (200, 404):
-        raise MlopsError(
-            f"the cluster does not say whether pods work on {node.name} (HTTP {answer.status}); nothing is removed",
-            "Bring the Kubernetes API up; then run the same command again.",
-        )
-    return answer.body if answer.status == 200 else None
-
-
-@removal(on=ON)
-def unwatched(ctx: Context[Settings]) -> None:
-    """Nobody looks at the cards any more, and tells the cluster of them. Comes first: it would tell again."""
-    for unit in (WATCH, LOOK):
-        systemd.gone(f"no {unit}", unit)
-        files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
-
-
-def _forgotten(ctx: Context[Settings], node: Node) -> None:
-    keys = f"^(nvidia\\.com/|nfd\\.node\\.kubernetes\\.io/|{GATE}$|{rolling.EMPTIED}$)"
-    script = ctx.render(
-        "forget.sh.j2",
-        kubectl=kubectl.KUBECTL,
-        name=node.name,
-        keys=keys,
-        resource=ctx.settings.resource,
-        mark=rolling.EMPTIED,
-    )
-    begin = f"sh -c {shlex.quote(script)} forget"
-    shell.run(f"nothing in the cluster says that {node.name} has GPUs", f"{begin} forget", unless=f"{begin} check")
+    switch.forgotten(ctx)
 
 
 def _cdi(ctx: Context[Settings]) -> str:

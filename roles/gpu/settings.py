@@ -48,14 +48,15 @@ class Settings(RoleSettings):
         ge=1,
         le=64,
         description="Pods that share one card by turns (time-slicing). 1: a card belongs to one pod. Shared cards have "
-        "no walls between their memories, so this is for people who trust each other.",
+        "no walls between their memories, so this is for people who trust each other. A change empties node after "
+        "node.",
     )
     mig: str | None = Field(
         None,
         pattern=r"^\d+g\.\d+gb(\+me)?$",
         description="Cut each card into as many parts of this profile as fit, such as 1g.10gb (MIG; A30, A100, H100 "
         "and later). A part counts as one GPU, with memory of its own. Nodes whose cards cannot be cut keep them "
-        "whole. None: cards stay whole.",
+        "whole. None: cards stay whole. A change empties node after node.",
     )
     quotas: Mapping[Namespace, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.facts import probe
 from onprem_mlops.engine.operations import apt, files, rolling, shell, systemd
+from onprem_mlops.engine.operations.kubectl import KUBECTL
 from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context
 from onprem_mlops.shell import Endpoint
-from onprem_mlops.site import Node
 
 from .fitness import BOOT_DEFAULT, SIGNER, secure_boot, simulated
 from .pins import KINDS, Pins
@@ -33,11 +33,17 @@ SPECIFICATION = "/run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml"
 
 SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
 LOOK = "onprem-gpu-watch.service"
+OFFERING = "/etc/onprem-gpu/offering.json"
+"""How the device plugin offers the cards: whole, in parts, or by turns. It changes while no pod holds one."""
 FOUND_WRONG = f"{RUN}/watch"
 """What the last look found wrong with the cards: a list in JSON."""
 GOOD = f"[ \"$(cat {FOUND_WRONG})\" = '[]' ]"
 """Shell: whether the last look found all cards well."""
-PERSISTENCE, FABRIC = "nvidia-persistenced.service", "nvidia-fabricmanager.service"
+PERSISTENCED = "nvidia-persistenced"
+PERSISTENCE, FABRIC = f"{PERSISTENCED}.service", "nvidia-fabricmanager.service"
+UNITS = "/etc/systemd/system"
+ORDER = f"{UNITS}/{FABRIC}.d"
+"""What a node with NVSwitch adds to the unit of its fabric manager."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,23 @@ def running(ctx: Context[Settings]) -> Running:
     return Running(*("" if one == "none" else one for one in (kernel, driver, modules, mig)))
 
 
+def offering(ctx: Context[Settings]) -> str:
+    """The configuration of the device plugin and of feature discovery on the current node, in JSON."""
+    flags = {
+        "migStrategy": "single" if ctx.settings.mig else "none",
+        "failOnInitError": True,
+        "deviceDiscoveryStrategy": "nvml",
+        "gdrcopyEnabled": False,
+        "gdsEnabled": False,
+        "mofedEnabled": False,
+        "plugin": {"deviceListStrategy": ["cdi-cri"], "containerDriverRoot": "/driver-root"},
+        "gfd": {"sleepInterval": "60s"},
+    }
+    shares = [{"name": ctx.settings.resource, "replicas": ctx.settings.shared_by}]
+    turns = {"sharing": {"timeSlicing": {"failRequestsGreaterThanOne": True, "resources": shares}}}
+    return json.dumps({"version": "v1", "flags": flags, **(turns if ctx.settings.shared_by > 1 else {})})
+
+
 def is_there(ctx: Context[Settings], pins: Pins) -> bool:
     """Whether the node runs with the pinned kernel and driver, its libraries are of that version, and cards are cut."""
     format_ = "'${Package} ${Version} ${db:Status-Status}\\n'"
@@ -90,29 +113,48 @@ def archive(ctx: Context[Settings], pins: Pins) -> str:
 
 
 def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
-    """The node has the pinned driver, and pods come to it, unless a person cordoned it.
+    """The node has the pinned driver and offers its cards as wanted; pods come, unless a person cordoned it.
 
     Returns why it stays cordoned, and as it is: one of its cards does not answer.
     """
     there = is_there(ctx, pins)
+    offered = probe(f"grep -qxF {shlex.quote(offering(ctx))} {OFFERING}").ok
     if there:
         # The kernel that boots next is the one that the driver runs with.
         boot_default(ctx, pins.kernel)
     stands = rolling.standing(ctx.node.name, GATE)
     rolling.unmarked("a person let the node in", ctx.node.name, stands)
-    if there and stands.label == pins.driver and not stands.ours:
+    if there and offered and stands.label == pins.driver and not stands.ours:
         return None
-    if stands.ours and stands.mark != rolling.DEPLOY:
-        shell.run("a look whether all cards answer again", f"systemctl start {LOOK} || true", unless=False)
-        if not ctx.planning and (wrong := _wrong_cards(driver_too=there)):
-            return _silent(ctx, wrong)
-    # Also where only the node is to be let in again: what gave up its cards looks at them anew.
-    drain = not there or stands.mark == rolling.DEPLOY
+    if stands.ours and stands.mark != rolling.DEPLOY and (wrong := _looked(ctx, driver_too=there)):
+        return _silent(ctx, wrong)
+    # A node that an earlier deploy began to empty has its label as long as nothing was changed. Where it is only to be
+    # let in, what gave up its cards looks at them anew, and pods stay.
+    half_done = stands.mark == rolling.DEPLOY and stands.label != pins.driver
+    drain = not (there and offered) or half_done
+    if not there:
+        _fetch(ctx, pins)
     what = "no pod works on the node" if drain else "what offers the cards begins anew"
-    emptied(ctx, what, ctx.node, drain=drain)
+    emptied(ctx, what, drain=drain)
+    files.content("how the cards are offered", OFFERING, f"{offering(ctx)}\n")
     if not there:
         _install(ctx, pins)
         _begin(ctx, pins)
+    _let_in(ctx, pins)
+    return None
+
+
+def _fetch(ctx: Context[Settings], pins: Pins) -> None:
+    """What will be installed lies on the node before it is emptied: a mirror that is away costs no pod its place."""
+    names = [f"{name}={version}" for name, version in pins.driver_packages.items()]
+    apt.fetched("the driver's packages lie on the node", *names, *(() if simulated(ctx) else (PERSISTENCED,)))
+
+
+def _let_in(ctx: Context[Settings], pins: Pins) -> None:
+    """Pods come again. MlopsError if a card does not answer: then the other nodes stay as they are, too."""
+    watched()
+    if wrong := _looked(ctx, driver_too=True):
+        raise _silent(ctx, wrong)
     rolling.let_in(
         "the node offers its GPUs, and pods come again",
         ctx.node.name,
@@ -122,20 +164,51 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
         resource=ctx.settings.resource,
         least=ctx.settings.offered(ctx.node),
     )
-    return None
 
 
-def emptied(ctx: Context[Settings], what: str, node: Node, *, drain: bool = True) -> None:
-    """Nothing on a node uses its cards; without `drain` only what offers them has let go of them."""
+def watched() -> None:
+    """Metrics are served, and somebody looks whether all cards answer."""
+    systemd.reloaded("systemd knows the units")
+    systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
+    systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
+
+
+def _looked(ctx: Context[Settings], *, driver_too: bool) -> list[str]:
+    """What a look finds wrong now, after another try to load the driver, if that had failed."""
+    shell.run(
+        "a look whether all cards answer", f"systemctl start {SERVICE}; systemctl start {LOOK} || true", unless=False
+    )
+    return [] if ctx.planning else _wrong_cards(driver_too=driver_too)
+
+
+def emptied(ctx: Context[Settings], what: str, *, drain: bool = True, alone: bool = True) -> None:
+    """Nothing on the node uses its cards; without `drain` only what offers them has let go of them."""
     rolling.emptied(
         what,
-        node.name,
+        ctx.node.name,
         _planes(ctx),
         label=GATE,
         leaving=OWN,
         resource=ctx.settings.resource,
         drain=drain,
         seconds=ctx.settings.drain_minutes * 60,
+        alone=alone,
+    )
+
+
+def forgotten(ctx: Context[Settings]) -> None:
+    """The cluster knows nothing of the node's GPUs any more, and pods come to it, unless a person cordoned it."""
+
+    def script(kubectl: str, what: str) -> str:
+        keys = f"^(nvidia\\.com/|nfd\\.node\\.kubernetes\\.io/|{GATE}$|{rolling.EMPTIED}$)"
+        names = {"name": ctx.node.name, "keys": keys, "resource": ctx.settings.resource, "mark": rolling.EMPTIED}
+        return f"sh -c {shlex.quote(ctx.render('forget.sh.j2', kubectl=kubectl, **names))} forget {what}"
+
+    rolling.told(
+        "nothing in the cluster says that the node has GPUs",
+        _planes(ctx),
+        script(KUBECTL, "forget"),
+        unless=script(rolling.OWN_KUBECTL, "check"),
     )
 
 
@@ -151,9 +224,10 @@ def _wrong_cards(*, driver_too: bool) -> list[str]:
 
 def _silent(ctx: Context[Settings], wrong: list[str]) -> MlopsError:
     return MlopsError(
-        f"{ctx.node.name} stays cordoned, and its pods where they are: {'; '.join(wrong)}",
-        "`journalctl -u onprem-gpu-watch` there says since when; reseat the card or boot the node. To go on without "
-        "it, give the number of cards that are left in facts.gpus of site.yaml. Then deploy again.",
+        f"{ctx.node.name} stays cordoned: {'; '.join(wrong)}",
+        "`journalctl -u onprem-gpu-watch` there says since when; reseat the card or boot the node. If it came with a "
+        "new driver or kernel, the pins before are the way back. To go on without the card, give the number of cards "
+        "that are left in facts.gpus of site.yaml. Then deploy again.",
     )
 
 
@@ -246,9 +320,13 @@ def supported(ctx: Context[Settings], pins: Pins) -> None:
     """What the driver needs beside it runs. Before pods come: cards joined by NVSwitch compute nothing without it."""
     if simulated(ctx):
         return
-    apt.packages("what keeps the driver loaded", "nvidia-persistenced")
+    apt.packages("what keeps the driver loaded", PERSISTENCED)
     systemd.service("the driver stays loaded between jobs", PERSISTENCE)
     if pins.fabric_manager in pins.driver_packages:
+        # Pods that come while it begins would find cards that cannot compute.
+        order = f"[Unit]\nAfter={SERVICE}\nBefore=kubelet.service\n"
+        files.content("it is there before the kubelet", f"{ORDER}/onprem-mlops.conf", order)
+        systemd.reloaded("systemd knows the order")
         systemd.service("cards reach each other over NVSwitch", FABRIC)
 
 

@@ -351,6 +351,8 @@ def check(case: Case, folder: Path) -> None:
         shown = "\n".join([*changes[purpose].commands, *(diff.after or "" for diff in changes[purpose].diffs)])
         for part in parts or ():
             assert part in shown, f"{purpose}: no {part!r} in\n{shown}"
+    order = expected.get("order", ())
+    assert [purpose for purpose in changes if purpose in order] == list(order), f"the order is {list(changes)}"
     for purpose in expected.get("unchanged", ()):
         assert purpose not in changes, f"{purpose!r} would be done: {changes[purpose].commands}"
     for text in expected.get("nowhere", ()):

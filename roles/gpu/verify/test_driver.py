@@ -363,6 +363,22 @@ def test_nvidia_smi(node: NodeHost, settings: Settings, pins: Pins) -> None:
 
 
 @pytest.mark.on("gpu")
+def test_cards_are_cut(node: NodeHost, settings: Settings) -> None:
+    """Cards are cut into parts of the site file's profile (MIG), or whole where it names none."""
+    if settings.simulated(node.site_node):
+        raise DoesNotApply(f"the cards of {node.name} are SIMULATED and cannot be cut")
+    modes = node.lines("nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader")
+    if not settings.mig:
+        assert "Enabled" not in modes, f"{node.name}: cards are cut, and site.yaml names no profile: {modes}"
+        return
+    assert "Disabled" not in modes, f"{node.name}: cards that can be cut are not: {modes}"
+    parts = [line for line in node.lines("nvidia-smi -L") if line.strip().startswith("MIG ")]
+    wrong = [line for line in parts if f"MIG {settings.mig} " not in line]
+    assert not wrong, f"{node.name}: parts are not of {settings.mig}: {wrong}"
+    assert bool(parts) == ("Enabled" in modes), f"{node.name}: nvidia-smi shows no part of a card"
+
+
+@pytest.mark.on("gpu")
 def test_specification_is_current(node: NodeHost) -> None:
     """What containers are told of the cards (CDI) is what the driver says today."""
     command = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -167,18 +168,28 @@ def test_parts_run(cluster: Cluster, site: Site, settings: Settings) -> None:
         for app in ("nvidia-device-plugin", "gpu-feature-discovery"):
             assert app in here, f"{node.name}: no pod of {app}"
             states = here[app]["status"].get("containerStatuses", ())
-            wrong = [one for one in states if not one["ready"] or one["restartCount"] > 5]
+            wrong = [one for one in states if not one["ready"] or (one["restartCount"] > 5 and _ended_lately(one))]
             assert not wrong, f"{node.name}: {app} is not ready, or began {wrong[0]['restartCount']} times anew"
+
+
+def _ended_lately(status: Mapping[str, Any]) -> bool:
+    """Whether a container ended within the last hour: each boot of its node counts as a new beginning, too."""
+    ended = status.get("lastState", {}).get("terminated", {}).get("finishedAt")
+    return bool(ended) and datetime.now(UTC) - datetime.fromisoformat(ended) < timedelta(hours=1)
 
 
 @pytest.mark.limit(300)
 def test_pod_sees_what_it_asked_for(
-    place: Place, started: Callable[[dict[str, Any]], str], site: Site, settings: Settings
+    place: Place,
+    started: Callable[[dict[str, Any]], str],
+    site: Site,
+    settings: Settings,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """A pod that asks for one GPU sees exactly one; where cards are real, NVML in the pod says so."""
     busy: list[NotChecked] = []
-    nodes = one_of_each(place.cluster, site, settings)
-    for node in nodes:
+    seen: list[str] = []
+    for node in one_of_each(place.cluster, site, settings):
         try:
             name = started(pod(f"one-{node.name}", gpus=1, on=node.name))
         except NotChecked as all_in_use:
@@ -189,8 +200,10 @@ def test_pod_sees_what_it_asked_for(
         if not settings.simulated(node):
             named = [line for line in said if line.startswith("GPU ")]
             assert len(named) == 1, f"nvidia-smi in a pod on {node.name} that asked for one GPU shows {named}"
-    if len(busy) == len(nodes):
+        seen.append(node.name)
+    if not seen:
         raise busy[0]
+    record_property("found", f"asked on {', '.join(seen)}{f'; {len(busy)} busy' if busy else ''}")
 
 
 @pytest.mark.limit(150)
@@ -198,10 +211,10 @@ def test_pod_sees_none_unasked(
     place: Place, started: Callable[[dict[str, Any]], str], site: Site, settings: Settings
 ) -> None:
     """A pod without privileges that asks for no GPU sees none, whatever it writes into its environment."""
-    node, *_ = one_of_each(place.cluster, site, settings)
-    name = started(pod("none", node=node.name))
-    said = place.cluster.exec(place.name, name, "bash", "-c", "ls -d /dev/nvidia* /driver-root 2>/dev/null | wc -l")
-    assert said.stdout.strip() == "0", f"a pod that asked for no GPU sees devices of {node.name}"
+    for node in one_of_each(place.cluster, site, settings):
+        name = started(pod(f"none-{node.name}", node=node.name))
+        said = place.cluster.exec(place.name, name, "bash", "-c", "ls -d /dev/nvidia* /driver-root 2>/dev/null | wc -l")
+        assert said.stdout.strip() == "0", f"a pod that asked for no GPU sees devices of {node.name}"
 
 
 def test_others_stay_away(place: Place, site: Site, settings: Settings) -> None:

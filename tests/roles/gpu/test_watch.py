@@ -177,6 +177,9 @@ class Watch:
         self._cards = folder / "cards"
         self._program = folder / "onprem-gpu-watch"
         (folder / "pynvml.py").write_text(LIBRARY)
+        self.run.mkdir()
+        self.specification = self.run / "specification.yaml"
+        self.specification.touch()
         (folder / "kubelet.conf").write_text(f"clusters:\n- cluster:\n    server: https://127.0.0.1:{api.port}\n")
         self.waits(20)
         self._environment = {**os.environ, "PYTHONPATH": str(folder), "CARDS": str(self._cards)}
@@ -214,6 +217,7 @@ def program(folder: Path, certificate: Path, seconds: int) -> str:
         node=SimpleNamespace(name="g1"),
         settings=SimpleNamespace(cards=lambda node: 2),
         emptied=EMPTIED,
+        specification=folder / "run" / "specification.yaml",
         simulated=True,
     )
     places = {
@@ -291,6 +295,13 @@ def test_a_lost_card_takes_the_node_out_once(watch: Watch, api: Api) -> None:
     changes = len(api.changes)
     assert "<1>card 1: GPU is lost" in watch.look()
     assert (len(api.changes), len(api.events)) == (changes, 1)
+
+
+def test_a_node_whose_containers_know_of_no_card_is_taken_out(watch: Watch, api: Api) -> None:
+    """The driver answers; what its unit tells containers could not be written."""
+    watch.specification.unlink()
+    assert "journalctl -u onprem-gpu" in watch.look()
+    assert (api.cordoned, api.mark, api.condition["status"]) == (True, "card", "False")
 
 
 def test_a_node_stays_out_when_its_card_is_back(watch: Watch, api: Api) -> None:

@@ -196,3 +196,16 @@ def pinned(versions: Mapping[str, str]) -> Iterator[Command]:
         yield _install(others, f"{APT} --no-install-recommends --allow-change-held-packages --allow-downgrades")
     if loose:
         yield Command(_hold(loose))
+
+
+@operation
+def fetched(*names: str) -> Iterator[Command]:
+    """These packages, and what they need, lie on the node, to be installed later without the mirror.
+
+    Args:
+        names: packages, or package=version, which the node's sources must offer.
+    """
+    wanted = " ".join(shlex.quote(name) for name in names)
+    exactly = "--no-install-recommends --allow-change-held-packages --allow-downgrades"
+    yield from _repair()
+    yield Command(f"{APT} update && {APT} {exactly} --download-only install {wanted}", timeout=1800)

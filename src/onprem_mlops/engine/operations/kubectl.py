@@ -321,13 +321,6 @@ def offered(node: str, resource: str, number: int, *, more: bool, seconds: int =
     )
 
 
-@operation
-def unlabelled(node: str, label: str) -> Iterator[Command]:
-    """A node has no such label, whoever gave it; a node that the cluster does not know has none."""
-    if label in api(f"/api/v1/nodes/{node}").body.get("metadata", {}).get("labels", {}):
-        yield Command(f"{KUBECTL} label node {shlex.quote(node)} {shlex.quote(label)}-")
-
-
 _TAINTS = f"{MANAGER}/taints"
 
 

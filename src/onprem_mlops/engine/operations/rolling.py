@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyinfra.api.exceptions import ConnectError
+from pyinfra.context import host
 
 from onprem_mlops.engine.connector import FramedConnector
-from onprem_mlops.engine.facts import probe
+from onprem_mlops.engine.facts import Probe, probe
 from onprem_mlops.engine.operation import Command, operation
 from onprem_mlops.engine.operations.guard import output
 from onprem_mlops.engine.operations.kubectl import KUBECTL
@@ -162,6 +163,7 @@ def emptied(
     resource: str,
     drain: bool,
     seconds: int,
+    alone: bool = True,
 ) -> Iterator[Command]:
     """No pod runs on a node but those of daemon sets, and none is sent there. Disruption budgets are kept.
 
@@ -176,6 +178,8 @@ def emptied(
             what it knows later is new.
         drain: False leaves the other pods where they are: only what offers the resource begins anew.
         seconds: how long the other pods may take to go.
+        alone: no node is drained while another one is out that a deploy, this or an earlier one, has emptied: what that
+            one did not survive the next would not, either.
     """
     node = shlex.quote(name)
     pods = (
@@ -183,8 +187,8 @@ def emptied(
     )
     offered = f"found=$({_offered(node, resource)}) && case $found in [1-9]*) false ;; esac"
     script = (
-        f"was=$({KUBECTL} get node {node} -o jsonpath='{{.spec.unschedulable}}') || exit 1\n"
-        f"{_drained(name, seconds) if drain else ''}"
+        f"{_no_other_is_out(name) if drain and alone else ''}"
+        f"{_drained(name, label, seconds) if drain else ''}"
         f"{KUBECTL} label node {node} {label}- || exit 1\n"
         f"{_awaited(pods, f'pods with {leaving} do not leave {name}')}"
         f"{_awaited(offered, f'{name} offers {resource} without them')}"
@@ -192,17 +196,39 @@ def emptied(
     yield Elsewhere(planes, _unbroken(name, script, seconds), seconds=2 * seconds + 180)
 
 
-def _drained(name: str, seconds: int) -> str:
-    """Shell: cordoned with our mark, and drained; if that fails, as it was: `was` says whether it was cordoned."""
+def _no_other_is_out(name: str) -> str:
+    """Shell: end if another node is cordoned with a deploy's mark."""
+    template = (
+        "{{range .items}}{{if .spec.unschedulable}}{{.metadata.name}} "
+        f'{{{{with .metadata.annotations}}}}{{{{index . "{EMPTIED}"}}}}{{{{end}}}}{{{{"\\n"}}}}{{{{end}}}}{{{{end}}}}'
+    )
+    others = f"""awk '$2 == "{DEPLOY}" && $1 != "{name}" {{ print $1 }}'"""
+    return (
+        f"nodes=$({KUBECTL} get nodes -o go-template={shlex.quote(template)}) || exit 1\n"
+        f'for other in $(echo "$nodes" | {others}); do\n'
+        f'echo "{name} stays as it is: $other was emptied by an earlier deploy and is not let in again yet. Finish it '
+        "first: ./mlops deploy --node $other. If it is lost: ./mlops kubectl -- delete node $other, or, to go on "
+        f'without it, ./mlops kubectl -- annotate node $other {EMPTIED}-"; exit 1; done\n'
+    )
+
+
+def _drained(name: str, label: str, seconds: int) -> str:
+    """Shell: cordoned with our mark, and drained; if that fails, let in again, if it was we who cordoned it."""
     node = shlex.quote(name)
+    keys = f'{{{{index .metadata.annotations "{EMPTIED}"}}}}/{{{{index .metadata.labels "{label}"}}}}'
+    stands = f"{{{{.spec.unschedulable}}}}/{keys}"
     # Cordon and mark at once: between them, who watches the node would take the mark for a leftover.
     ours = {"metadata": {"annotations": {EMPTIED: DEPLOY}}, "spec": {"unschedulable": True}}
     return (
-        f'[ "$was" = true ] || {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(ours))} || exit 1\n'
-        f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{ "
-        # A cordon that was there before is not ours to take back now.
-        f'[ "$was" = true ] || {{ {_uncordoned(node)}; }}; '
-        f"echo '{name} stays as it is'; exit 1; }}\n"
+        f"was=$({KUBECTL} get node {node} -o go-template={shlex.quote(stands)}) || exit 1\n"
+        f"case $was in true/*) ;; *) {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(ours))} || exit 1 ;; esac\n"
+        f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{\n"
+        # A person's cordon is theirs. Nor is a node let in that an earlier deploy emptied, and may have changed by
+        # half: its label is gone by then.
+        f"case $was in 'true/{DEPLOY}/<no value>') ;; true/{DEPLOY}/*) {_uncordoned(node)} ;;\n"
+        f"true/*) ;; *) {_uncordoned(node)} ;; esac\n"
+        f"echo '{name} stays as it is. Finish or delete the pods that do not go (a budget keeps them, or nothing would "
+        "start them again elsewhere), or give them more time'; exit 1; }\n"
     )
 
 
@@ -238,6 +264,19 @@ def _uncordoned(node: str) -> str:
         f"marks=$({KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}') || exit 1\n"
         f"case $marks in *{EMPTIED}*) {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(free))} ;; esac"
     )
+
+
+@operation
+def told(planes: Sequence[Endpoint], script: str, *, unless: str) -> Iterator[Command]:
+    """A control plane runs a script that changes what the cluster knows of the current node.
+
+    Args:
+        planes: control planes, to ask one of.
+        script: shell.
+        unless: reading command for the current node: whether there is nothing to do.
+    """
+    if not host.get_fact(Probe, command=unless).ok:
+        yield Elsewhere(planes, script, seconds=120)
 
 
 @operation
