@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,9 @@ from onprem_mlops.verify.suite import Cluster, Node, NotChecked, Site, namespace
 from roles.gpu.settings import Settings
 
 START_SECONDS = 60
+BUSY_SECONDS = 10
+BUSY = "Insufficient nvidia.com/gpu"
+"""What the scheduler says of the chosen node, and of it only: taints are those of others."""
 SEEN = "ls -d /dev/nvidia[0-9]* 2>/dev/null | wc -l; nvidia-smi -L 2>/dev/null; echo end"
 
 
@@ -93,11 +97,17 @@ def started(place: Place) -> Iterator[Callable[[dict[str, Any]], str]]:
         name = str(manifest["metadata"]["name"])
         names.append(name)
         place.cluster.create(place.pods, manifest)
-        until(lambda: place.phase(name) in ("Running", "Failed"), START_SECONDS, 0.5)
+        begun = time.monotonic()
+
+        def settled() -> bool:
+            # What a check before this one gave back may take a moment to be known.
+            is_busy = time.monotonic() - begun > BUSY_SECONDS and BUSY in place.why(name)
+            return is_busy or place.phase(name) in ("Running", "Failed")
+
+        until(settled, START_SECONDS, 0.5)
         if place.phase(name) != "Running":
             why = place.why(name)
-            # Said of the chosen node only; taints are those of others.
-            if "Insufficient nvidia.com/gpu" in why:
+            if BUSY in why:
                 raise NotChecked(f"all GPUs are in use: {why}", "Verify again once one is free.")
             raise AssertionError(f"pod {name} does not run after {START_SECONDS} s: {why}")
         return name
