@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import secrets
 import socket
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -596,12 +598,24 @@ def test_ten_thousand_objects(s3: Any) -> None:
         s3.create_bucket(Bucket=LISTED)
     except ClientError as error:
         assert error.response["Error"]["Code"] == "BucketAlreadyOwnedByYou", f"no bucket: {error}"
-    missing = wanted - set(_all(s3))
+    if missing := wanted - set(_all(s3)):
+        _put_in_one_archive(s3, missing)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda key: _put(s3, LISTED, key, b""), sorted(missing)))
+        list(pool.map(lambda key: _put(s3, LISTED, key, b""), sorted(wanted - set(_all(s3)))))
     found = _all(s3)
     assert len(found) == MANY, f"{len(found)} are listed"
     assert found == sorted(wanted), "other keys, or in another order"
+
+
+def _put_in_one_archive(s3: Any, keys: Iterable[str]) -> None:
+    """MinIO unpacks an archive into its objects, in a third of the time; other stores take it for one object."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for key in sorted(keys):
+            archive.addfile(tarfile.TarInfo(key))
+    name = "all.tar"
+    s3.put_object(Bucket=LISTED, Key=name, Body=buffer.getvalue(), Metadata={"Snowball-Auto-Extract": "true"})
+    s3.delete_object(Bucket=LISTED, Key=name)
 
 
 def _all(s3: Any) -> list[str]:
