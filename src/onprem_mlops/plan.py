@@ -167,14 +167,18 @@ def removal_plan(site: Site, role: str, node: str | None) -> Graph:
     roles = site_roles(site)
     _known("role", role, list(roles))
     _known("node", node, [one.name for one in site.nodes])
-    found: list[PlannedStep] = []
-    for step in reversed(steps_of(deploy_module(roles[role]), "__removal__")):
-        nodes = tuple(one for one in _nodes(site, step) if node in (None, one.name))
-        after = frozenset(one.id for one in found)
-        found.append(PlannedStep(f"{role}.{step.name}", roles[role], step, nodes, after, frozenset()))
-    if not found:
+    removals = steps_of(deploy_module(roles[role]), "__removal__")
+    if not removals:
         raise RequestError(f"role {role} has no removal")
-    return Graph(tuple(one for one in found if one.nodes))
+    found: list[PlannedStep] = []
+    for step in reversed(removals):
+        if nodes := tuple(one for one in _nodes(site, step) if node in (None, one.name)):
+            after = frozenset(one.id for one in found)
+            found.append(PlannedStep(f"{role}.{step.name}", roles[role], step, nodes, after, frozenset()))
+    if not found:
+        where = f"on {node}" if node else "on no node of this site"
+        raise RequestError(f"nothing to do: role {role} has nothing to remove {where}", "Check --role and --node.")
+    return Graph(tuple(found))
 
 
 def admissions(site: Site) -> tuple[PlannedStep, ...]:

@@ -10,8 +10,9 @@ import pytest
 
 from onprem_mlops import plan as planning
 from onprem_mlops.errors import RequestError
+from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.plan import Phase, Use, needs, plan
-from onprem_mlops.site import Node, Site
+from onprem_mlops.site import Node, Site, load_site
 from onprem_mlops.site.role import Role
 from onprem_mlops.steps import step
 
@@ -152,3 +153,25 @@ def test_a_need_that_does_not_exist_is_said(modules: dict[str, SimpleNamespace])
 def test_a_phase_that_does_not_exist_is_said(name: str) -> None:
     with pytest.raises(RequestError, match="there is no phase"):
         planning.load_phase(name)
+
+
+@pytest.mark.parametrize(
+    ("node", "steps"),
+    [
+        (None, {"gpu.remove": {"g1", "g2"}, "gpu.remove_from_cluster": {"cp1"}}),
+        ("g1", {"gpu.remove": {"g1"}}),
+        ("cp1", {"gpu.remove_from_cluster": {"cp1"}}),
+    ],
+)
+def test_a_removal_waits_only_for_what_is_removed(node: str | None, steps: dict[str, set[str]]) -> None:
+    graph = planning.removal_plan(load_site(REPOSITORY / "inventories" / "lab-gpu"), "gpu", node)
+    assert {one.id: {each.name for each in one.nodes} for one in graph} == steps
+    known: set[str] = set()
+    for one in graph:
+        assert one.after <= known
+        known.add(one.id)
+
+
+def test_a_removal_from_nodes_without_the_role_is_refused() -> None:
+    with pytest.raises(RequestError, match="role gpu has nothing to remove on b1"):
+        planning.removal_plan(load_site(REPOSITORY / "inventories" / "lab-gpu"), "gpu", "b1")
