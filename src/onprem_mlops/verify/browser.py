@@ -22,6 +22,9 @@ from onprem_mlops.errors import RequestError
 from onprem_mlops.verify.outcomes import NotChecked
 
 _LOAD_SECONDS = 30.0
+_NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+"""This machine's own interfaces changed meanwhile, as when a node of a lab begins: it says nothing of the site."""
+_TRIES = 5
 
 
 class Page:
@@ -37,6 +40,11 @@ class Page:
     def open(self, url: str) -> None:
         """Go there and wait until everything that the page names has loaded. AssertionError if it cannot be reached."""
         said = self._ask("Page.navigate", url=url)
+        for _ in range(_TRIES - 1):
+            if said.get("errorText") != _NETWORK_CHANGED:
+                break
+            time.sleep(1)
+            said = self._ask("Page.navigate", url=url)
         assert not said.get("errorText"), f"the browser cannot open {url}: {said['errorText']}"
         deadline = time.monotonic() + _LOAD_SECONDS
         while self.value("document.readyState") != "complete":
