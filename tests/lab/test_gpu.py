@@ -380,6 +380,8 @@ def test_another_driver_for_the_kernel_that_runs_needs_no_boot(site: TestSite) -
     is_at(site, KERNEL_ONLY)
     assert cordoned(site) == {"g1": False, "g2": True}
     site.kubectl("uncordon", "g2")
+    # Containers that begin now are given the new driver's libraries.
+    site.kubectl("-n", "vision", "rollout", "status", "deployment/stays", "--timeout=90s")
     assert {node: boot(site, node) for node in ("g1", "g2")} == boots
     pin(site, **NEW)
     deploy(site).must()
