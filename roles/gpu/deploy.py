@@ -137,6 +137,7 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
     files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
     for unit in (SERVICE, EXPORTER, WATCH, LOOK):
         files.content(f"unit {unit}", f"{UNITS}/{unit}", ctx.render(f"{unit}.j2", **values))
+    systemd.reloaded("systemd knows the units")
 
 
 @step(on=ON, after=("prepare",))
@@ -243,7 +244,6 @@ def serve(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
     pins = fitness.pins(ctx)
     apt.pinned("the driver", pins.driver_packages)
     switch.installed_modules(ctx, pins)
-    systemd.reloaded("systemd knows the units")
     loader = (f"{PROGRAMS}/onprem-gpu", *(f"/usr/local/bin/{name}" for name in COMMANDS))
     simulation_files = simulation.configuration(ctx) if simulated(ctx) else ()
     systemd.service("the driver is loaded", SERVICE, configuration=(*loader, *simulation_files))

@@ -118,7 +118,8 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
     Returns why it stays cordoned, and as it is: one of its cards does not answer.
     """
     there = is_there(ctx, pins)
-    offered = probe(f"grep -qxF {shlex.quote(offering(ctx))} {OFFERING}").ok
+    wanted = offering(ctx)
+    offered = probe(f"grep -qxF {shlex.quote(wanted)} {OFFERING}").ok
     if there:
         # The kernel that boots next is the one that the driver runs with.
         boot_default(ctx, pins.kernel)
@@ -136,7 +137,7 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
         _fetch(ctx, pins)
     what = "no pod works on the node" if drain else "what offers the cards begins anew"
     emptied(ctx, what, drain=drain)
-    files.content("how the cards are offered", OFFERING, f"{offering(ctx)}\n")
+    files.content("how the cards are offered", OFFERING, f"{wanted}\n")
     if not there:
         _install(ctx, pins)
         _begin(ctx, pins)
@@ -168,7 +169,6 @@ def _let_in(ctx: Context[Settings], pins: Pins) -> None:
 
 def watched() -> None:
     """Metrics are served, and somebody looks whether all cards answer."""
-    systemd.reloaded("systemd knows the units")
     systemd.service("metrics of the cards", EXPORTER, configuration=(f"{UNITS}/{EXPORTER}",))
     systemd.service("the look whether all cards answer", WATCH, configuration=(f"{UNITS}/{WATCH}",))
 
@@ -326,7 +326,6 @@ def supported(ctx: Context[Settings], pins: Pins) -> None:
         # Pods that come while it begins would find cards that cannot compute.
         order = f"[Unit]\nAfter={SERVICE}\nBefore=kubelet.service\n"
         files.content("it is there before the kubelet", f"{ORDER}/onprem-mlops.conf", order)
-        systemd.reloaded("systemd knows the order")
         systemd.service("cards reach each other over NVSwitch", FABRIC)
 
 

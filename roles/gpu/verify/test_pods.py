@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -97,14 +96,13 @@ def started(place: Place) -> Iterator[Callable[[dict[str, Any]], str]]:
         name = str(manifest["metadata"]["name"])
         names.append(name)
         place.cluster.create(place.pods, manifest)
-        begun = time.monotonic()
 
-        def settled() -> bool:
-            # What a check before this one gave back may take a moment to be known.
-            is_busy = time.monotonic() - begun > BUSY_SECONDS and BUSY in place.why(name)
-            return is_busy or place.phase(name) in ("Running", "Failed")
+        def is_settled() -> bool:
+            return place.phase(name) in ("Running", "Failed")
 
-        until(settled, START_SECONDS, 0.5)
+        # What a check before this one gave back may take a moment to be known.
+        if not until(is_settled, BUSY_SECONDS, 0.5):
+            until(lambda: is_settled() or BUSY in place.why(name), START_SECONDS - BUSY_SECONDS, 0.5)
         if place.phase(name) != "Running":
             why = place.why(name)
             if BUSY in why:

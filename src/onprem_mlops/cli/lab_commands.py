@@ -16,7 +16,6 @@ from onprem_mlops.cli.result import Result, writes
 from onprem_mlops.cli.run_commands import confirm_destruction, run_phase
 from onprem_mlops.cli.verify_commands import verify_phase
 from onprem_mlops.errors import RequestError
-from onprem_mlops.paths import REPOSITORY
 
 if TYPE_CHECKING:
     from onprem_mlops.lab import LabSpec
@@ -47,11 +46,6 @@ def _folder(site: str, inventory: Path | None) -> Path:
     if site not in LABS:
         raise RequestError(f"there is no lab {site!r}", f"Labs: {', '.join(LABS)}; or name a folder with -i.")
     return in_inventories(LABS[site])
-
-
-def _shown(folder: Path) -> Path:
-    """A folder as a person in the repository types it."""
-    return folder.relative_to(REPOSITORY) if folder.is_relative_to(REPOSITORY) else folder
 
 
 def _lab(site: str, inventory: Path | None) -> tuple[Site, LabSpec]:
@@ -90,7 +84,7 @@ def up(
     done["seconds"] = round(time.monotonic() - began, 3)
     if code == 0 and not nodes_only:
         console.print(f"[bold green]The lab is up and verified[/bold green] in {done['seconds']:.0f} s.")
-        where = "" if site == "lab" and inventory is None else f" -i {_shown(_folder(site, inventory))}"
+        where = "" if site == "lab" and inventory is None else f" -i {inventory or Path('inventories', LABS[site])}"
         next_commands = (f"kubectl{where} -- get nodes", f"ssh cp1{where}", f"lab down{where}")
         console.print("\n".join(f"  ./mlops {one}" for one in next_commands), soft_wrap=True)
     return Result({"deploy": None, "verify": None, **done}, exit_code=code)

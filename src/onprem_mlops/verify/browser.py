@@ -39,12 +39,11 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go there and wait until everything that the page names has loaded. AssertionError if it cannot be reached."""
-        said = self._ask("Page.navigate", url=url)
-        for _ in range(_TRIES - 1):
+        for _ in range(_TRIES):
+            said = self._ask("Page.navigate", url=url)
             if said.get("errorText") != _NETWORK_CHANGED:
                 break
             time.sleep(1)
-            said = self._ask("Page.navigate", url=url)
         assert not said.get("errorText"), f"the browser cannot open {url}: {said['errorText']}"
         deadline = time.monotonic() + _LOAD_SECONDS
         while self.value("document.readyState") != "complete":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable
 
 import pytest
 
-from onprem_mlops.verify.suite import DoesNotApply, Listener, NodeHost, Site, listeners
+from onprem_mlops.verify.suite import DoesNotApply, Listener, NodeHost, Site, listeners, until
 
 CLUSTER = {"control_plane", "worker"}
 """Groups whose nodes serve with the cluster's own authority; role kubernetes looks at those."""
@@ -57,13 +56,15 @@ def _wrong(node: NodeHost, port: int, names: Iterable[str]) -> str:
     return "" if greeting.stdout.startswith("SSH-") else said
 
 
-def _lasting(node: NodeHost, found: Iterable[Listener]) -> list[Listener]:
+def _lasting(node: NodeHost, found: Iterable[Listener]) -> set[Listener]:
     """Those that are still there after a while: the firewall's suite has some for a moment, beside this one."""
-    lasting, end = list(found), time.monotonic() + LASTS_SECONDS
-    while lasting and time.monotonic() < end:
-        time.sleep(1)
-        now = listeners(node)
-        lasting = [one for one in lasting if one in now]
+    lasting = set(found)
+
+    def is_gone() -> bool:
+        lasting.intersection_update(listeners(node))
+        return not lasting
+
+    until(is_gone, LASTS_SECONDS, 1)
     return lasting
 
 

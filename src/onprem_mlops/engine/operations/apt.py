@@ -25,6 +25,9 @@ HELD = "/var/lib/onprem-mlops/held"
 _NEW = "sed -n 's/^Inst \\([^ ]*\\) (.*/\\1/p'"
 """Filter: names that a simulated `apt-get install` would newly install. An upgrade has its old version in brackets."""
 
+_EXACTLY = f"{APT} --no-install-recommends --allow-change-held-packages --allow-downgrades"
+"""apt-get that takes just these versions, newer or older than what is there, held or not."""
+
 _STATES = "dpkg-query -W -f '${db:Status-Abbrev}|${Package}\\n'"
 
 _ORPHANS = (
@@ -193,7 +196,7 @@ def pinned(versions: Mapping[str, str]) -> Iterator[Command]:
     loose = [name for name in versions if f"held:{name}" not in installed]
     if others:
         yield from _repair()
-        yield _install(others, f"{APT} --no-install-recommends --allow-change-held-packages --allow-downgrades")
+        yield _install(others, _EXACTLY)
     if loose:
         yield Command(_hold(loose))
 
@@ -206,6 +209,5 @@ def fetched(*names: str) -> Iterator[Command]:
         names: packages, or package=version, which the node's sources must offer.
     """
     wanted = " ".join(shlex.quote(name) for name in names)
-    exactly = "--no-install-recommends --allow-change-held-packages --allow-downgrades"
     yield from _repair()
-    yield Command(f"{APT} update && {APT} {exactly} --download-only install {wanted}", timeout=1800)
+    yield Command(f"{APT} update && {_EXACTLY} --download-only install {wanted}", timeout=1800)

@@ -225,8 +225,7 @@ def _drained(name: str, label: str, seconds: int) -> str:
         f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{\n"
         # A person's cordon is theirs. Nor is a node let in that an earlier deploy emptied, and may have changed by
         # half: its label is gone by then.
-        f"case $was in 'true/{DEPLOY}/<no value>') ;; true/{DEPLOY}/*) {_uncordoned(node)} ;;\n"
-        f"true/*) ;; *) {_uncordoned(node)} ;; esac\n"
+        f"case $was in 'true/{DEPLOY}/<no value>') ;; true/{DEPLOY}/* | [!t]*) {_uncordoned(node)} ;; esac\n"
         f"echo '{name} stays as it is. Finish or delete the pods that do not go (a budget keeps them, or nothing would "
         "start them again elsewhere), or give them more time'; exit 1; }\n"
     )
