@@ -325,13 +325,30 @@ class Case:
 
 
 def cases(role: str) -> list[Any]:
-    """The cases of a role, for `pytest.mark.parametrize`; what they share stands in its `common.yml`."""
+    """The cases of a role, for `pytest.mark.parametrize`; what they share stands in its `common.yml`.
+
+    A case that is `like` another one gives what differs, and all that it expects.
+    """
     folder = Path(__file__).with_name(role)
     yaml = YAML(typ="safe")
     shared = folder / "common.yml"
     common = yaml.load(shared) if shared.exists() else {}
     paths = sorted(folder.glob("*.yaml"))
-    return [pytest.param(Case(path, {**common, **yaml.load(path)}), id=path.stem) for path in paths]
+    return [pytest.param(Case(path, {**common, **_given(path, yaml)}), id=path.stem) for path in paths]
+
+
+def _given(path: Path, yaml: YAML) -> dict[str, Any]:
+    own: dict[str, Any] = yaml.load(path)
+    if "like" not in own:
+        return own
+    base = _given(path.with_name(f"{own.pop('like')}.yaml"), yaml)
+    del base["expects"]
+    return _laid_over(base, own)
+
+
+def _laid_over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _laid_over(base[key], own[key]) for key in base.keys() & own.keys() if isinstance(own[key], dict)}
+    return {**base, **own, **both}
 
 
 def check(case: Case, folder: Path) -> None:
