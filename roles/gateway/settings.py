@@ -10,6 +10,7 @@ from pydantic import Field
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route
 from onprem_mlops.site import Node, Site
+from onprem_mlops.site.fields import MemoryLimit
 
 HTTPS = 443
 """Port of every route that is HTTP; those on other ports are passed through as TCP."""
@@ -66,9 +67,8 @@ class Settings(RoleSettings):
         description="Whether HTTP/2 is offered. Off: libcurl 7.88, which is Debian 12's and its Git's, damages uploads "
         "of tens of megabytes over HTTP/2 or hangs in them (seen in pushes through the gateway, and past it).",
     )
-    memory: str = Field(
+    memory: MemoryLimit = Field(
         "512M",
-        pattern=r"^[1-9][0-9]*[MG]$",
         description="Memory it may use at most: all connections with TLS, and old ones that a reload leaves to end.",
     )
 

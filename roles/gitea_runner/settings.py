@@ -10,7 +10,7 @@ from pydantic import ByteSize, Field, StringConstraints
 
 from onprem_mlops.roles import Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
-from onprem_mlops.site.fields import Size
+from onprem_mlops.site.fields import MemoryLimit, Size
 
 LOOPBACK_PORTS = "20000-60999"
 
@@ -39,9 +39,7 @@ class Settings(RoleSettings):
     timeout_minutes: int = Field(
         180, ge=1, le=10080, description="Minutes after which a job is ended. Gitea itself ends jobs after 3 hours."
     )
-    memory: str = Field(
-        "2G", pattern=r"^[1-9][0-9]*[MG]$", description="Memory of one job at most; what needs more is ended."
-    )
+    memory: MemoryLimit = Field("2G", description="Memory of one job at most; what needs more is ended.")
     cpus: int = Field(1, ge=1, le=1024, description="Processors that one job may keep busy.")
     cache_size: Size = Field(
         ByteSize(20 << 30),

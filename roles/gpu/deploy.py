@@ -12,7 +12,7 @@ from onprem_mlops.engine.facts import Packages, fact, probe
 from onprem_mlops.engine.operations import apt, files, handing, kubectl, python, rolling, shell, systemd
 from onprem_mlops.engine.runner import OperationFailed
 from onprem_mlops.errors import MlopsError
-from onprem_mlops.roles import Context, admission, removal, step
+from onprem_mlops.roles import Context, KnownLater, admission, removal, step
 from onprem_mlops.site import Node
 
 from . import cards, fitness, simulation, switch
@@ -242,7 +242,9 @@ def serve(ctx: Context[Settings], driver: dict[str, Behind]) -> None:
     if driver.get(ctx.node.name):
         return
     pins = fitness.pins(ctx)
-    apt.pinned("the driver", pins.driver_packages)
+    if ctx.planning and not switch.is_there(ctx, pins):
+        raise KnownLater("gpu.driver")
+    apt.pinned(f"driver {pins.driver}", pins.driver_packages)
     switch.installed_modules(ctx, pins)
     loader = (f"{PROGRAMS}/onprem-gpu", *(f"/usr/local/bin/{name}" for name in COMMANDS))
     simulation_files = simulation.configuration(ctx) if simulated(ctx) else ()
@@ -345,6 +347,8 @@ def remove(ctx: Context[Settings]) -> None:
         files.absent(f"no file of {unit}", f"{UNITS}/{unit}")
     switch.as_ever()
     switch.unloaded()
+    if simulated(ctx):
+        simulation.gone()
     # By what is there, not by pins: the mirror may not have them any more.
     installed: dict[str, str] = fact(Packages)
     headers = tuple(name for name in installed if name.startswith("linux-headers-"))

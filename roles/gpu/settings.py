@@ -28,12 +28,14 @@ class Settings(RoleSettings):
     driver: str | None = Field(
         None,
         pattern=r"^\d+\.\d+(\.\d+)?$",
+        examples=["535.309.01"],
         description="Version of the driver, such as 535.309.01, of those that the mirror has. None: its newest, which "
         "changes only when you build the mirror's archive again. Another version is laid down node by node.",
     )
     kernel: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)+-\d+-amd64$",
+        examples=["6.1.0-56-amd64"],
         description="Release of the kernel that the driver is built for and nodes boot, such as 6.1.0-56-amd64. None: "
         "the newest of the mirror, as for the driver.",
     )
@@ -54,6 +56,7 @@ class Settings(RoleSettings):
     mig: str | None = Field(
         None,
         pattern=r"^\d+g\.\d+gb(\+me)?$",
+        examples=["1g.10gb"],
         description="Cut each card into as many parts of this profile as fit, such as 1g.10gb (MIG; A30, A100, H100 "
         "and later). A part counts as one GPU, with memory of its own. Nodes whose cards cannot be cut keep them "
         "whole. None: cards stay whole. A change empties node after node.",
@@ -117,7 +120,7 @@ class Settings(RoleSettings):
 
     def artifacts(self) -> Iterable[str]:
         """The driver's packages, what offers cards to pods, and what measures them."""
-        images = ("image-nvidia-device-plugin", "image-node-feature-discovery")
+        images = ("image-nvidia-device-plugin", "image-node-feature-discovery", "image-netcheck")
         programs = ("nvidia-container-toolkit", "node-feature-discovery-manifest", "gpu-exporter", "uv")
         return ("debs-gpu-bookworm", *programs, *images, "simulated-gpu")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
-from onprem_mlops.engine.operations import files
+from onprem_mlops.engine.operations import files, shell
 from onprem_mlops.roles import Context
 
 from . import cards
@@ -44,6 +44,12 @@ def laid_down(ctx: Context[Settings], authority: str) -> None:
     files.content("SIMULATED cards: boot and driver", PROGRAM, text, mode="755")
     # The packages have systemd load the driver, into a kernel that it was not built for.
     files.content("SIMULATED cards: no kernel loads the driver", QUIET, "install nvidia-drm /bin/true\n")
+
+
+def gone() -> None:
+    """Nothing that only a boot would take away."""
+    devices = "ls /dev/nvidia* >/dev/null 2>&1"
+    shell.run("SIMULATED cards: no devices", "rm -f /dev/nvidia*", unless=f"! {devices}")
 
 
 def _cards(ctx: Context[Settings]) -> Iterable[tuple[str, int, int, int, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 from onprem_mlops.endpoint import endpoint
 from onprem_mlops.engine.facts import probe
@@ -141,7 +142,8 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
     if not there:
         _install(ctx, pins)
         _begin(ctx, pins)
-    _let_in(ctx, pins)
+    # Where pods stayed, they may hold all cards.
+    _let_in(ctx, pins, trial=_trial(ctx) if drain else None)
     return None
 
 
@@ -151,7 +153,7 @@ def _fetch(ctx: Context[Settings], pins: Pins) -> None:
     apt.fetched("the driver's packages lie on the node", *names, *(() if simulated(ctx) else (PERSISTENCED,)))
 
 
-def _let_in(ctx: Context[Settings], pins: Pins) -> None:
+def _let_in(ctx: Context[Settings], pins: Pins, *, trial: dict[str, Any] | None) -> None:
     """Pods come again. MlopsError if a card does not answer: then the other nodes stay as they are, too."""
     watched()
     if wrong := _looked(ctx, driver_too=True):
@@ -164,7 +166,31 @@ def _let_in(ctx: Context[Settings], pins: Pins) -> None:
         value=pins.driver,
         resource=ctx.settings.resource,
         least=ctx.settings.offered(ctx.node),
+        trial=trial,
     )
+
+
+def _trial(ctx: Context[Settings]) -> dict[str, Any]:
+    """A pod that asks for a GPU of the current node and looks for it: what every job does that comes after it."""
+    look = "ls -d /dev/nvidia[0-9]*" if simulated(ctx) else "nvidia-smi -L"
+    container = {
+        "name": "trial",
+        "image": ctx.image("image-netcheck"),
+        "command": ["sh", "-c", look],
+        "resources": {"limits": {ctx.settings.resource: 1, "cpu": "1", "memory": "512Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    spec = {
+        "nodeName": ctx.node.name,
+        "containers": [container],
+        "restartPolicy": "Never",
+        # It ends also where nobody is left who would delete it: then it keeps no drain waiting.
+        "activeDeadlineSeconds": 300,
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    metadata = {"name": f"onprem-mlops-gpu-trial-{ctx.node.name}", "namespace": "kube-system"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def watched() -> None:
@@ -244,7 +270,7 @@ def _install(ctx: Context[Settings], pins: Pins) -> None:
         for other in KINDS.values():
             if other is not pins.modules:
                 apt.purged(f"no {other.kind} kernel modules", other.source, other.support)
-        apt.pinned("the driver", pins.driver_packages)
+        apt.pinned(f"driver {pins.driver}", pins.driver_packages)
     finally:
         as_ever()
     # It holds nothing of the driver; what it must know is that nouveau keeps off.
@@ -279,15 +305,14 @@ def as_ever() -> None:
 def _begin(ctx: Context[Settings], pins: Pins) -> None:
     """The driver runs: loaded anew if the kernel is right and nothing holds on to the old one, else by a boot."""
     systemd.service("it loads at boot", SERVICE, running=False)
-    if running(ctx).kernel == pins.kernel:
+    boots = running(ctx).kernel != pins.kernel
+    if not boots:
         unloaded()
         shell.run("the driver is loaded", f"systemctl restart {SERVICE} || true", unless=False)
-    if ctx.planning:
-        return
-    if not _works(ctx, pins):
+    if boots if ctx.planning else not _works(ctx, pins):
         rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
         shell.run("its boot has loaded the driver", f"systemctl start {SERVICE} || true", unless=False)
-    if not _works(ctx, pins):
+    if not ctx.planning and not _works(ctx, pins):
         now = running(ctx)
         raise MlopsError(
             f"{ctx.node.name} booted, and runs kernel {now.kernel or 'unknown'} with driver {now.driver or 'none'}; "

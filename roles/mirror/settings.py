@@ -10,6 +10,7 @@ from pydantic import Field
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings
 from onprem_mlops.site import MIRROR_PORT, Node, Site
+from onprem_mlops.site.fields import MemoryLimit
 
 
 class Settings(RoleSettings):
@@ -26,9 +27,8 @@ class Settings(RoleSettings):
     debian: tuple[Literal["bookworm", "trixie"], ...] = Field(
         ("bookworm",), min_length=1, description="Debian releases of the nodes, whose packages are served."
     )
-    memory: str = Field(
+    memory: MemoryLimit = Field(
         "512M",
-        pattern=r"^[1-9][0-9]*[MG]$",
         description="Memory that nginx and the registry may each use at most; both send files from the page cache.",
     )
 

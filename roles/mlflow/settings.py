@@ -20,6 +20,7 @@ from onprem_mlops.roles import (
     gateway_sources,
 )
 from onprem_mlops.site import Node, Site
+from onprem_mlops.site.fields import MemoryLimit
 
 DEBIAN = 12
 """The Debian release whose Python the wheels are for."""
@@ -65,9 +66,8 @@ class Settings(RoleSettings):
         description="Processes that answer requests, on each node. One holds 250 MB and answers some dozen requests "
         "a second; more are worth their memory when many trainings log at once.",
     )
-    memory: str = Field(
+    memory: MemoryLimit = Field(
         default="1536M",
-        pattern=r"^[1-9][0-9]*[MG]$",
         description="Memory that the service may use at most, page cache of artifacts on their way included.",
     )
     deleted_runs_kept_days: int = Field(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route, Secret, gateway_sources
 from onprem_mlops.site import Node, Site
-from onprem_mlops.site.fields import Size
+from onprem_mlops.site.fields import MemoryLimit, Size
 
 BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]
 UserName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,30}$")]
@@ -116,9 +116,7 @@ class Settings(RoleSettings):
     users: Mapping[UserName, User] = Field(
         default_factory=dict, description="Teams and services of the company by access key; each has its own secret."
     )
-    memory: str = Field(
-        default="2G", pattern=r"^[1-9][0-9]*[MG]$", description="Memory that the service may use at most on a node."
-    )
+    memory: MemoryLimit = Field(default="2G", description="Memory that the service may use at most on a node.")
 
     def hosts(self, site: Site) -> tuple[Node, ...]:
         """The nodes that keep objects; none for an external S3."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,14 +33,22 @@ from onprem_mlops.events import (
     StepStarted,
 )
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# A file or another program has no width: lines that were broken for one could not be searched or copied.
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 ANY_WIDTH = 10_000
 """Columns that no table fills."""
 
 NAMED = 12
 """How many of what was not run are named one by one; the log has all."""
+
+COMMAND_WIDTH = 300
+COMMAND_LINES = 3
+"""Of a failed command; the log has all."""
+
+STILL_SECONDS = 60
+"""Where nothing is shown live, what runs is named that often."""
 
 
 def print_table(table: Table, to: Console = console) -> None:
@@ -49,6 +60,14 @@ def print_table(table: Table, to: Console = console) -> None:
     to.print(table, crop=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Doing:
+    """What a step does on a node now."""
+
+    what: str
+    since: float = field(default_factory=time.monotonic)
+
+
 class RunDisplay:
     """Listens to a run and shows it. On a terminal running steps are shown live; elsewhere only finished lines."""
 
@@ -56,7 +75,7 @@ class RunDisplay:
         self._to = to
         self._live: Live | None = None
         self._begun = time.monotonic()
-        self._running: dict[str, dict[str, str]] = defaultdict(dict)
+        self._running: dict[str, dict[str, _Doing]] = defaultdict(dict)
         self._open: dict[str, int] = {}
         self._nodes: dict[str, list[str]] = defaultdict(list)
         self._changed: dict[str, int] = defaultdict(int)
@@ -66,7 +85,12 @@ class RunDisplay:
     def showing(self) -> Iterator[RunDisplay]:
         """Show the live part while the run goes on."""
         if not self._to.is_terminal:
-            yield self
+            ended = threading.Event()
+            threading.Thread(target=self._name_what_runs, args=(ended,), daemon=True).start()
+            try:
+                yield self
+            finally:
+                ended.set()
             return
         with Live(console=self._to, refresh_per_second=4, transient=True, get_renderable=self._now) as live:
             self._live = live
@@ -76,17 +100,26 @@ class RunDisplay:
         rows: list[Spinner | Text] = []
         for step, nodes in list(self._running.items()):
             for node, doing in list(nodes.items()):
-                rows.append(Spinner("dots", Text(f" {step:<28} {node:<10} {doing}", style="dim")))
+                rows.append(Spinner("dots", Text(f" {step:<28} {node:<10} {doing.what}", style="dim")))
         return Group(*rows, Text(f"{time.monotonic() - self._begun:6.1f} s", style="dim"))
+
+    def _name_what_runs(self, ended: threading.Event) -> None:
+        while not ended.wait(STILL_SECONDS):
+            now = time.monotonic()
+            for step, nodes in list(self._running.items()):
+                for node, doing in list(nodes.items()):
+                    if now - doing.since >= STILL_SECONDS:
+                        since = f"for {now - doing.since:.0f} s (at {now - self._begun:.0f} s)"
+                        self._to.print(f"[dim]… {step:<28} {node} {escape(doing.what)} {since}[/dim]")
 
     def __call__(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._begin(event)
             case StepStarted():
-                self._running[event.step][event.node] = ""
+                self._running[event.step][event.node] = _Doing("")
             case OperationStarted():
-                self._running[event.step][event.node] = event.operation
+                self._running[event.step][event.node] = _Doing(event.operation)
             case OperationDone():
                 self._changed[event.step] += 1
             case StepDone():
@@ -125,11 +158,11 @@ class RunDisplay:
     def _failed(self, event: StepFailed) -> None:
         self._running[event.step].pop(event.node, None)
         self._to.print(f"[red]✘ {event.step} on {event.node}[/red] {escape(event.operation)} ({event.seconds:.1f} s)")
-        if event.command:
-            self._to.print(f"  command  {escape(event.command)}", overflow="fold")
         for line in event.output.splitlines():
-            self._to.print(f"  [dim]│[/dim] {escape(line)}", overflow="fold")
+            self._to.print(f"  [dim]│[/dim] {escape(line)}")
         self._to.print(f"  what to do: {escape(event.advice)}")
+        if event.command:
+            self._to.print(f"  [dim]command: {escape(_clipped(event.command))}[/dim]")
 
 
 def show_plan(result: RunResult, to: Console = console) -> None:
@@ -144,9 +177,21 @@ def show_plan(result: RunResult, to: Console = console) -> None:
                 _show_diff(diff, to)
             if not change.diffs:
                 for command in change.commands:
-                    to.print(f"    $ {escape(command[:300])}", overflow="fold")
+                    to.print(f"    $ {escape(_clipped(command))}")
         if step.outcome == "later":
             to.print(f"[cyan]?[/cyan] [bold]{step.step}[/bold] on {step.node}: the rest is known {step.note}")
+
+
+def _clipped(command: str) -> str:
+    """The first lines of a command, and how much there is more."""
+    lines = command.splitlines()
+    shown = "\n    ".join(_shortened(line) for line in lines[:COMMAND_LINES])
+    more = len(lines) - COMMAND_LINES
+    return f"{shown}\n    … {more} more lines, see the run's log" if more > 0 else shown
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= COMMAND_WIDTH else f"{line[:COMMAND_WIDTH]} …"
 
 
 def _by_step(steps: Iterable[StepResult]) -> list[StepResult]:
@@ -183,5 +228,7 @@ def show_summary(result: RunResult, to: Console = console) -> None:
         if not result.planning:
             more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
             to.print(f"[yellow]not run:[/yellow] {', '.join(skipped[:NAMED])}{more}")
+    if not result.ok and result.log:
+        to.print(f"the run's log: {result.log}")
     colour = "green" if result.ok else "red"
     to.print(f"[{colour}]{', '.join(parts)}[/{colour}] in {result.seconds:.1f} s")

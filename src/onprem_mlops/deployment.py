@@ -53,7 +53,8 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
     with ExitStack() as stack:
         if not work.planning:
             stack.enter_context(site_lock(work.site))
-        log = stack.enter_context(_log(work))
+        path = _log_path(work)
+        log = stack.enter_context(_log(path))
         material = SiteMaterial(work.site, planning=work.planning)
         run = Run(
             work.site,
@@ -65,6 +66,7 @@ def carry_out(work: Work, listener: Listener) -> RunResult:
             admissions=work.admissions,
             redact=material.redact,
         )
+        run.result.log = path
         return run.execute()
 
 
@@ -118,14 +120,18 @@ def site_lock(site: Site) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _log(work: Work) -> Iterator[Listener]:
-    """Write every event of the run to `run.jsonl` in a folder of its own, readable by its owner only."""
+def _log_path(work: Work) -> Path:
+    """`run.jsonl` in a folder of its own, readable by its owner only."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
     runs = private_folder(private_folder(work.site.state) / "runs")
     folder = private_folder(runs / f"{stamp}-{'plan' if work.planning else 'deploy'}-{os.getpid()}")
     _forget_old(runs)
-    path = folder / "run.jsonl"
+    return folder / "run.jsonl"
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[Listener]:
+    """Write every event of the run, a line each."""
     # Unbuffered: what a full disk did not take must not fail a second time when the file is closed.
     with path.open("wb", buffering=0) as file:
 

@@ -147,8 +147,8 @@ def plan(site: Site, phases: Iterable[Phase], *, role: str | None = None, node: 
             f"phase {names} lays down nothing on site {site.name}",
             "No role of it is on, or it has none yet (see docs/reference/phases.md).",
         )
-    _known("role", role, [use.role for use in uses])
-    _known("node", node, [one.name for one in site.nodes])
+    refuse_unknown("role", role, [use.role for use in uses])
+    refuse_unknown("node", node, [one.name for one in site.nodes])
     declared = {use.role: steps_of(deploy_module(roles[use.role])) for use in uses}
     planned = [_planned(site, roles[use.role], use, step, declared) for use in uses for step in declared[use.role]]
     kept = [one for one in planned if one.nodes]
@@ -165,8 +165,8 @@ def plan(site: Site, phases: Iterable[Phase], *, role: str | None = None, node: 
 def removal_plan(site: Site, role: str, node: str | None) -> Graph:
     """The removals that a role declares, last declared first, on the nodes it runs on."""
     roles = site_roles(site)
-    _known("role", role, list(roles))
-    _known("node", node, [one.name for one in site.nodes])
+    refuse_unknown("role", role, list(roles))
+    refuse_unknown("node", node, [one.name for one in site.nodes])
     removals = steps_of(deploy_module(roles[role]), "__removal__")
     if not removals:
         raise RequestError(f"role {role} has no removal")
@@ -192,9 +192,12 @@ def admissions(site: Site) -> tuple[PlannedStep, ...]:
     )
 
 
-def _known(what: str, name: str | None, names: list[str]) -> None:
+def refuse_unknown(what: str, name: str | None, names: list[str]) -> None:
+    """RequestError if a role or node is named that is not there."""
     if name is None or name in names:
         return
+    if what == "role" and name in PHASES:
+        raise RequestError(f"{name} is a phase and no role", f"Write it without --role: {name}.")
     close = get_close_matches(name, names, 1)
     advice = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(dict.fromkeys(names))}."
     raise RequestError(f"there is no {what} {name!r} here", advice)

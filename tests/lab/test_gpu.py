@@ -418,6 +418,7 @@ def test_removed_it_leaves_the_kernel_and_nothing_else(site: TestSite) -> None:
             node, "dpkg-query -W -f '${db:Status-Abbrev}\\n' 'nvidia-*' 2>/dev/null | grep -c ^i", check=False
         ) in ("", "0")
         assert not site.on(node, "ls -d /var/lib/onprem-gpu /etc/onprem-gpu /opt/onprem-gpu 2>/dev/null", check=False)
+        assert not site.on(node, "ls /dev/nvidia* 2>/dev/null", check=False)
         assert site.on(node, f"ls /boot/vmlinuz-{NEW['kernel']}")
         of_cluster = node_of(site, node)
         taints = [one["key"] for one in of_cluster["spec"].get("taints", ())]

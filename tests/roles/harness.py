@@ -47,7 +47,7 @@ from onprem_mlops.plan import deploy_module
 from onprem_mlops.site import Hidden, IssuedCertificate, Node, Site, load_site
 from onprem_mlops.site.role import Certificate, find_roles
 from onprem_mlops.site.secrets import declared
-from onprem_mlops.steps import Context, PublishedFile, steps_of
+from onprem_mlops.steps import Context, KnownLater, PublishedFile, steps_of
 
 ABSENT = FileState("absent")
 _STARTED = 1_000_000.0
@@ -300,7 +300,7 @@ class Case:
         with ctx_host.use(node):
             try:
                 step.function(context, **self.given.get("inputs", {}))
-            except MlopsError as error:
+            except (MlopsError, KnownLater) as error:
                 return str(error)
         return ""
 

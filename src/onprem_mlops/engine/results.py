@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from onprem_mlops.events import Diff
@@ -43,6 +44,8 @@ class RunResult:
     steps: list[StepResult] = field(default_factory=list)
     unreachable: dict[str, str] = field(default_factory=dict)
     """Node name → why it could not be reached."""
+    log: Path | None = None
+    """Every event, a line each; None if none was kept."""
 
     @property
     def changed(self) -> int:

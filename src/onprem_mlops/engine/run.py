@@ -155,7 +155,9 @@ class Run:
         gevent.joinall(list(greenlets.values()))
         refused = [error for one in greenlets.values() if isinstance(error := one.value, RequestError)]
         if refused:
-            raise RequestError("\n".join(one.message for one in refused), refused[0].advice + " Nothing was changed.")
+            # What is wrong with the site file all its nodes say in the same words.
+            said = "\n".join(dict.fromkeys(one.message for one in refused))
+            raise RequestError(said, f"{refused[0].advice} Nothing was changed.")
         lost: dict[str, MlopsError] = {}
         for host, greenlet in greenlets.items():
             if greenlet.exception is not None:

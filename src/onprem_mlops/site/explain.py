@@ -11,6 +11,7 @@ from ipaddress import IPv4Network
 from typing import Any, Union
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from onprem_mlops.site.document import Document, Loc
@@ -66,8 +67,9 @@ def report(error: ValidationError, document: Document, base: Loc, annotation: ob
                 alternatives.setdefault(_place(document, loc), []).append(details)
     for loc, several in alternatives.items():
         # Where more than one type is allowed, pydantic gives an error for each.
-        message = _message(several[0], loc)
-        others = [_message(details, loc).partition("; ")[2] for details in several[1:]]
+        example = _example(annotation, loc[len(base) :])
+        message = _message(several[0], loc, example)
+        others = [_message(details, loc, example).partition("; ")[2] for details in several[1:]]
         document.report(loc, ", or ".join([message, *dict.fromkeys(others)]))
 
 
@@ -87,12 +89,20 @@ def _missing(loc: Loc, annotation: object) -> str:
 
 def _description(annotation: object, loc: Loc) -> str:
     """The first sentence of a field's description, to say what is to be written there."""
-    model = _type_at(annotation, loc[:-1])
-    if not _is_model(model):
-        return ""
-    fields: Mapping[str, Any] = model.model_fields
-    text = str(fields[str(loc[-1])].description or "") if str(loc[-1]) in fields else ""
+    field = _field(annotation, loc)
+    text = field.description or "" if field else ""
     return re.split(r"(?<=[a-z0-9`…])[.;] ", text)[0].rstrip(".")
+
+
+def _example(annotation: object, loc: Loc) -> str:
+    """A field's first example; empty if it has none."""
+    field = _field(annotation, loc)
+    return str(field.examples[0]) if field and field.examples else ""
+
+
+def _field(annotation: object, loc: Loc) -> FieldInfo | None:
+    model = _type_at(annotation, loc[:-1])
+    return model.model_fields.get(str(loc[-1])) if loc and _is_model(model) else None
 
 
 def _keys_of(model: object) -> list[str]:
@@ -155,7 +165,7 @@ _WANTED = {
 }
 
 
-def _message(details: ErrorDetails, loc: Loc) -> str:
+def _message(details: ErrorDetails, loc: Loc, example: str) -> str:
     """One error as "what is wrong; what would be right"."""
     kind, context, given = details["type"], details.get("ctx", {}), details["input"]
     name = _name(loc)
@@ -167,6 +177,8 @@ def _message(details: ErrorDetails, loc: Loc) -> str:
         return f"{name} is {shown(given, loc)}; write it without the prefix length: {str(given).partition('/')[0]}"
     if kind == "literal_error":
         return f"{name} is {shown(given, loc)}; write {_one_of(context['expected'])}"
+    if kind == "string_pattern_mismatch" and example:
+        return f"{name} is {shown(given, loc)}; write it like {example}"
     wanted = _WANTED.get(kind) or _limit(kind, context) or details["msg"][0].lower() + details["msg"][1:]
     return f"{name} is {shown(given, loc)}; {wanted}"
 

@@ -9,7 +9,16 @@ import re
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 GENERATED = "generated"
 """What a lab's site file says instead of a key that is made on this machine."""
@@ -168,3 +177,5 @@ HttpUrl = Annotated[str, AfterValidator(http_url)]
 LabelKey = Annotated[str, AfterValidator(label_key)]
 LabelValue = Annotated[str, AfterValidator(label_value)]
 Size = Annotated[ByteSize, PlainSerializer(int)]
+MemoryLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]*[MG]$", examples=["2G"])]
+"""As systemd's `MemoryMax=` reads it."""

@@ -187,10 +187,23 @@ class Cluster:
         url = f"wss://{self._name}:{self._port}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}"
         plain = AddressedHTTPS(self._name, self._port, (self._address,), self._context)
         with contextlib.closing(plain.tls_socket()) as connected:
-            channel = websocket.create_connection(
-                url, timeout=seconds, socket=connected, subprotocols=["v5.channel.k8s.io"]
-            )
+            try:
+                channel = websocket.create_connection(
+                    url, timeout=seconds, socket=connected, subprotocols=["v5.channel.k8s.io"]
+                )
+            except websocket.WebSocketBadStatusException as refused:
+                raise AssertionError(
+                    f"no command can be run in pod {namespace}/{pod}: HTTP {refused.status_code}: "
+                    f"{_refusal(refused.resp_body)}{self._state_of(namespace, pod)}"
+                ) from None
             return _ran(channel, time.monotonic() + seconds)
+
+    def _state_of(self, namespace: str, pod: str) -> str:
+        """What the cluster says of a pod's containers."""
+        status = self.get(f"{NAMESPACES}/{namespace}/pods/{pod}").get("status", {})
+        states = [state for one in status.get("containerStatuses", ()) for state in one.get("state", {}).items()]
+        said = [f"{kind} {about.get('reason', '')} {about.get('message', '')}".strip() for kind, about in states]
+        return f"; it is {status.get('phase', 'of unknown phase')}: {'; '.join(said) or 'no container'}"
 
 
 def until(condition: Callable[[], bool], seconds: float, every: float = 0.1) -> bool:
@@ -241,6 +254,15 @@ def _ran(channel: Any, deadline: float) -> Ran:
     finally:
         channel.close()
     return Ran(_exit_status(bytes(streams[_STATUS])), *(bytes(streams[n]).decode(errors="replace") for n in (1, 2)))
+
+
+def _refusal(body: bytes | str | None) -> str:
+    """What the API server says why, out of its answer."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:300]
 
 
 def _exit_status(said: bytes) -> int:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from onprem_mlops.errors import RequestError
 from onprem_mlops.paths import REPOSITORY
-from onprem_mlops.plan import Phase
+from onprem_mlops.plan import Phase, refuse_unknown
 from onprem_mlops.site import Site
-from onprem_mlops.site.explain import suggest
 from onprem_mlops.site.role import Role
 from onprem_mlops.verify.results import SITE
 
@@ -54,8 +53,8 @@ def select(
     """
     wanted = tuple(phases)
     on = list(dict.fromkeys(name for phase in wanted for name in phase.roles if site.is_on(name)))
-    _known("role", role, on)
-    _known("node", node, [one.name for one in site.nodes])
+    refuse_unknown("role", role, on)
+    refuse_unknown("node", node, [one.name for one in site.nodes])
     suites = {name: _suite(name, roles[name].folder / "verify") for name in on if role in (None, name)}
     across = [_suite(phase.name, phase_suites / phase.name) for phase in wanted if role is None]
     nodes = [one.name for one in site.nodes if node in (None, one.name)]
@@ -88,8 +87,3 @@ def _node_unit(
         if node in {one.name for one in site.in_group(*roles[name].groups)} and suite.files
     ]
     return Unit(node, (*mine, *(suite for suite in across if suite.files)))
-
-
-def _known(what: str, name: str | None, names: list[str]) -> None:
-    if name is not None and name not in names:
-        raise RequestError(f'there is no {what} "{name}" to verify', f"{suggest(name, names).capitalize()}")

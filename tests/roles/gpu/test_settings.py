@@ -63,7 +63,7 @@ def test_only_gpu_nodes_are_tainted_and_measured(tmp_path: Path) -> None:
             {"mig": "1g.10gb", "shared_by": 2},
             "give either mig or shared_by",
         ),
-        (node("g1", 22, "worker", "gpu", gpus=[REAL]), {"driver": "newest"}, '`driver` is "newest"; it must match'),
+        (node("g1", 22, "worker", "gpu", gpus=[REAL]), {"driver": "newest"}, '"newest"; write it like 535.309.01'),
         (
             node("g1", 22, "worker", "gpu", gpus=[REAL]),
             {"quotas": {"Team A": 1}},

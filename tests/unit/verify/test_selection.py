@@ -38,9 +38,10 @@ def test_role_and_node_narrow_it(make_site: MakeSite) -> None:
 @pytest.mark.parametrize(
     ("role", "node", "message", "advice"),
     [
-        ("frnt", None, 'no role "frnt"', 'Did you mean "front"?'),
-        (None, "tow", 'no node "tow"', 'Did you mean "two"?'),
-        (None, "zzzzz", 'no node "zzzzz"', "Known: one, two"),
+        ("frnt", None, "no role 'frnt'", "Did you mean front?"),
+        ("infrastructure", None, "infrastructure is a phase and no role", "Write it without --role: infrastructure."),
+        (None, "tow", "no node 'tow'", "Did you mean two?"),
+        (None, "zzzzz", "no node 'zzzzz'", "There are: one, two."),
     ],
 )
 def test_wrong_names_are_refused(

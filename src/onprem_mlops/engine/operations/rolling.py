@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
 OFFER_SECONDS = 180
+TRIAL_SECONDS = 90
 EMPTIED = "onprem-mlops.local/emptied"
 """Annotation of a node that we cordoned, and that we may let in again; its value says who of us."""
 DEPLOY = "true"
@@ -286,7 +287,14 @@ def booted(*, seconds: int) -> Iterator[Command]:
 
 @operation
 def let_in(
-    name: str, planes: Sequence[Endpoint], *, label: str, value: str, resource: str, least: int
+    name: str,
+    planes: Sequence[Endpoint],
+    *,
+    label: str,
+    value: str,
+    resource: str,
+    least: int,
+    trial: Mapping[str, Any] | None = None,
 ) -> Iterator[Command]:
     """The node is ready and offers what it has; pods are sent there again, unless a person cordoned it.
 
@@ -297,6 +305,7 @@ def let_in(
         value: its value.
         resource: what the node must offer before pods come, such as nvidia.com/gpu.
         least: how many of it.
+        trial: manifest of a pod that names the node itself. It must end well before others come.
     """
     node = shlex.quote(name)
     yield Elsewhere(
@@ -309,6 +318,27 @@ def let_in(
         f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
         f'it stays cordoned" >&2\n'
         f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide >&2; exit 1\ndone\n"
+        f"{_tried(name, label, trial) if trial else ''}"
         f"( {_uncordoned(node)}\n) >&2",
-        seconds=BOOT_SECONDS + OFFER_SECONDS + 60,
+        seconds=BOOT_SECONDS + OFFER_SECONDS + TRIAL_SECONDS + 60,
+    )
+
+
+def _tried(name: str, label: str, trial: Mapping[str, Any]) -> str:
+    """Shell: a pod must end well on the node, or it loses its label again: then the next run begins with it anew."""
+    of_ours = f"{KUBECTL} -n {trial['metadata']['namespace']}"
+    pod = shlex.quote(trial["metadata"]["name"])
+    message = "{.status.message} {range .status.containerStatuses[*]}{.state.*.reason} {.state.*.message}{end}"
+    return (
+        f'trial() {{ {of_ours} "$@" {pod}; }}\n'
+        "gone() { trial delete pod --ignore-not-found --now >/dev/null; }\n"
+        "phase() { trial get -o jsonpath={.status.phase} pod; }\n"
+        f"gone && printf %s {shlex.quote(json.dumps(trial))} | {KUBECTL} create -f - >/dev/null || exit 1\n"
+        f"end=$(( $(date +%s) + {TRIAL_SECONDS} ))\n"
+        'until p=$(phase) && [ "$p" = Succeeded ]; do\n'
+        '  [ "$p" != Failed ] && [ $(date +%s) -lt $end ] && sleep 0.5 && continue\n'
+        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:" >&2\n'
+        f"  trial get -o jsonpath={shlex.quote(message)} pod >&2; echo >&2\n"
+        f"  trial logs --tail=5 >&2; gone; {KUBECTL} label node {shlex.quote(name)} {label}- >/dev/null; exit 1\n"
+        "done\ngone\n"
     )
