@@ -1,54 +1,77 @@
-"""What is done to a node that cannot be emptied, by how it stood before: the shell as it runs on a control plane."""
+"""What a control plane does with a node, by how the node stands: the shell, against a stand-in of kubectl."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onprem_mlops.engine.operation import Command
 from onprem_mlops.engine.operations import rolling
 from onprem_mlops.engine.operations.kubectl import KUBECTL
+from onprem_mlops.shell import Endpoint
 
 STAND_IN = """#!/bin/sh
 echo "$*" >>"$0.asked"
 case "$*" in
-*jsonpath*) echo '{"onprem-mlops.local/emptied":"true"}' ;;
 "get nodes"*) printf '%s\\n' "$NODES" ;;
+*"get pods"*) ;;
+*phase*) echo "$PHASE" ;;
+*containerStatuses*) echo 'StartError no such device' ;;
+*metadata.annotations}*) echo '{"onprem-mlops.local/emptied":"true"}' ;;
+*allocatable*) echo $OFFERS ;;
 get*) echo "$STANDS" ;;
-drain*) exit ${DRAINED:-1} ;;
+drain*) exit ${DRAINED:-0} ;;
 esac
 """
 """kubectl, as far as the cluster's answers matter here. What they are is seen in the lab."""
 NONE = "<no value>"
+PLANE = Endpoint("cp1", "192.0.2.1", 22, "mlops", Path("key"), "ssh-ed25519 AAAA", sudo=True)
+LABEL = "example.com/driver"
+TRIAL = {"kind": "Pod", "metadata": {"name": "trial-g1", "namespace": "kube-system"}}
 
 
 class Cluster:
     """Runs what a control plane would."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._kubectl = folder / "kubectl"
         self._kubectl.write_text(STAND_IN)
         self._kubectl.chmod(0o755)
 
-    def run(self, script: str, **said: str) -> subprocess.CompletedProcess[str]:
-        script = script.replace(KUBECTL, str(self._kubectl))
-        environment = {**os.environ, **said}
+    def emptied(self, **said: str) -> subprocess.CompletedProcess[str]:
+        """Empty g1, where the cluster says this."""
+        options = {"label": LABEL, "leaving": "app=plugin", "resource": "cards", "drain": True, "seconds": 60}
+        return self._run(rolling.emptied, options, {"OFFERS": "0", **said})
+
+    def let_in(self, **said: str) -> subprocess.CompletedProcess[str]:
+        """Let g1 in, where the cluster says this."""
+        options = {"label": LABEL, "value": "2", "resource": "cards", "least": 2, "trial": TRIAL}
+        return self._run(rolling.let_in, options, {"OFFERS": "2", **said})
+
+    def _run(self, operation: Any, options: dict[str, Any], said: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command: Command = next(operation.generator("g1", [PLANE], **options))
+        script = str(command).partition(": on cp1: ")[2]
+        script = script.replace(KUBECTL, str(self._kubectl)).replace("/run/", f"{self._folder}/")
+        environment = {"STANDS": NONE, **os.environ, **said}
         return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
-    @property
-    def let_in(self) -> bool:
-        """Whether the node was told that pods may come again."""
-        return '"unschedulable": null' in self._asked
+    def was_told(self, *words: str) -> bool:
+        """Whether kubectl was called with all these words at once."""
+        asked = self._kubectl.with_name("kubectl.asked").read_text().splitlines()
+        return any(all(word in line for word in words) for line in asked)
 
     @property
-    def cordoned(self) -> bool:
-        return '"unschedulable": true' in self._asked
+    def lets_pods_in(self) -> bool:
+        return self.was_told('"unschedulable": null')
 
     @property
-    def _asked(self) -> str:
-        return self._kubectl.with_name("kubectl.asked").read_text()
+    def cordons(self) -> bool:
+        return self.was_told('"unschedulable": true')
 
 
 @pytest.fixture
@@ -57,7 +80,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 @pytest.mark.parametrize(
-    ("stands", "cordoned", "let_in"),
+    ("stands", "cordons", "lets_in"),
     [
         pytest.param(f"{NONE}/{NONE}/535", True, True, id="as-ever"),
         pytest.param(f"{NONE}/{NONE}/{NONE}", True, True, id="new"),
@@ -67,17 +90,18 @@ def cluster(tmp_path: Path) -> Cluster:
         pytest.param(f"true/true/{NONE}", False, False, id="changed-by-half-by-an-earlier-deploy"),
     ],
 )
-def test_a_node_that_cannot_be_emptied(cluster: Cluster, stands: str, cordoned: bool, let_in: bool) -> None:
-    done = cluster.run(rolling._drained("g1", "driver", 60), STANDS=stands)
+def test_a_node_that_cannot_be_emptied(cluster: Cluster, stands: str, cordons: bool, lets_in: bool) -> None:
+    done = cluster.emptied(STANDS=stands, DRAINED="1")
     assert done.returncode == 1
-    assert "g1 stays as it is. Finish or delete the pods" in done.stdout
-    assert (cluster.cordoned, cluster.let_in) == (cordoned, let_in)
+    assert "g1 stays as it is. Finish or delete the pods" in done.stderr
+    assert (cluster.cordons, cluster.lets_pods_in) == (cordons, lets_in)
+    assert not cluster.was_told("label node")
 
 
 def test_a_node_that_was_emptied_stays_cordoned(cluster: Cluster) -> None:
-    done = cluster.run(rolling._drained("g1", "driver", 60), STANDS=f"{NONE}/{NONE}/535", DRAINED="0")
-    assert done.returncode == 0
-    assert (cluster.cordoned, cluster.let_in) == (True, False)
+    done = cluster.emptied(STANDS=f"{NONE}/{NONE}/535")
+    assert (done.returncode, cluster.cordons, cluster.lets_pods_in) == (0, True, False), done.stderr
+    assert cluster.was_told("label node g1", f"{LABEL}-")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +114,23 @@ def test_a_node_that_was_emptied_stays_cordoned(cluster: Cluster) -> None:
     ],
 )
 def test_no_node_is_emptied_while_another_one_is_out(cluster: Cluster, nodes: str, out: str) -> None:
-    done = cluster.run(rolling._no_other_is_out("g1"), NODES=nodes)
-    assert (done.returncode, f"{out} was emptied by an earlier deploy" in done.stdout) == (int(bool(out)), bool(out))
-    assert done.stderr == ""
-    assert not out or f"./mlops kubectl -- annotate node {out} {rolling.EMPTIED}-" in done.stdout
+    done = cluster.emptied(NODES=nodes, STANDS=f"{NONE}/{NONE}/535")
+    assert (done.returncode, f"{out} was emptied by an earlier deploy" in done.stderr) == (int(bool(out)), bool(out))
+    assert cluster.cordons is not bool(out)
+    assert not out or f"./mlops kubectl -- annotate node {out} {rolling.EMPTIED}-" in done.stderr
+
+
+def test_pods_come_once_a_pod_has_tried_the_node(cluster: Cluster) -> None:
+    done = cluster.let_in(PHASE="Succeeded")
+    assert (done.returncode, cluster.lets_pods_in) == (0, True), done.stderr
+    assert cluster.was_told("-n kube-system delete pod", "trial-g1")
+
+
+def test_no_pod_comes_to_a_node_where_the_trial_fails(cluster: Cluster) -> None:
+    """Nor does the next run take it for a node that has all it should have: its label is gone."""
+    done = cluster.let_in(PHASE="Failed")
+    assert (done.returncode, cluster.lets_pods_in) == (1, False)
+    assert "a pod that tries what g1 offers does not run there; the node stays cordoned" in done.stderr
+    assert "no such device" in done.stderr
+    assert cluster.was_told("label node g1", f"{LABEL}-")
+    assert cluster.was_told("-n kube-system delete pod", "trial-g1")
