@@ -47,6 +47,8 @@ COMMAND_WIDTH = 300
 COMMAND_LINES = 3
 """Of a failed command; the log has all."""
 
+_DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
 STILL_SECONDS = 60
 """Where nothing is shown live, what runs is named that often."""
 
@@ -202,8 +204,6 @@ def _by_step(steps: Iterable[StepResult]) -> list[StepResult]:
 
 
 def _show_diff(diff: Diff, to: Console) -> None:
-    from rich.syntax import Syntax  # takes longer to load than most commands take
-
     if diff.secret:
         to.print(f"    {diff.path}: secret content, not shown")
         return
@@ -213,7 +213,8 @@ def _show_diff(diff: Diff, to: Console) -> None:
     lines = difflib.unified_diff(
         (diff.before or "").splitlines(), diff.after.splitlines(), diff.path, diff.path, lineterm="", n=2
     )
-    to.print(Syntax("\n".join(f"    {line}" for line in lines), "diff", background_color="default", word_wrap=True))
+    for line in lines:
+        to.print(Text(f"    {line}", style=_DIFF_STYLES.get(line[:1], "")))
 
 
 def show_summary(result: RunResult, to: Console = console) -> None:
@@ -228,7 +229,7 @@ def show_summary(result: RunResult, to: Console = console) -> None:
         if not result.planning:
             more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
             to.print(f"[yellow]not run:[/yellow] {', '.join(skipped[:NAMED])}{more}")
-    if not result.ok and result.log:
+    if result.log and (result.planning or not result.ok):
         to.print(f"the run's log: {result.log}")
     colour = "green" if result.ok else "red"
     to.print(f"[{colour}]{', '.join(parts)}[/{colour}] in {result.seconds:.1f} s")

@@ -12,7 +12,7 @@ from rich.console import Console
 from onprem_mlops import console
 from onprem_mlops.console import RunDisplay, show_plan, show_summary
 from onprem_mlops.engine.results import Change, RunResult, StepResult
-from onprem_mlops.events import OperationStarted, RunStarted, StepFailed, StepStarted
+from onprem_mlops.events import Diff, OperationStarted, RunStarted, StepFailed, StepStarted
 
 SCRIPT = "\n".join(f"line {number}" for number in range(1, 61))
 
@@ -57,6 +57,13 @@ def test_a_plan_shows_the_beginning_of_a_script(to: Console, shown: io.StringIO)
     show_plan(RunResult("s", "p", True, steps=[StepResult("r.s", "n1", "done", 0.1, 1, (change,))]), to)
     assert "$ line 1\n    line 2\n    line 3\n    … 57 more lines" in shown.getvalue()
     assert "x" * 300 + " …\n" in shown.getvalue()
+
+
+def test_a_plan_shows_whole_lines_of_a_file(to: Console, shown: io.StringIO) -> None:
+    diff = Diff("/etc/file", "kept\nold\n", f"kept\n{'x' * 200}\n")
+    change = Change("a file", (), (diff,))
+    show_plan(RunResult("s", "p", True, steps=[StepResult("r.s", "n1", "done", 0.1, 1, (change,))]), to)
+    assert shown.getvalue().splitlines()[4:] == ["     kept", "    -old", f"    +{'x' * 200}"]
 
 
 def test_a_failed_run_says_where_its_log_is(to: Console, shown: io.StringIO) -> None:
