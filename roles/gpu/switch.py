@@ -172,11 +172,10 @@ def _let_in(ctx: Context[Settings], pins: Pins, *, trial: dict[str, Any] | None)
 
 def _trial(ctx: Context[Settings]) -> dict[str, Any]:
     """A pod that asks for a GPU of the current node and looks for it: what every job does that comes after it."""
-    look = "ls -d /dev/nvidia[0-9]*" if simulated(ctx) else "nvidia-smi -L"
     container = {
         "name": "trial",
         "image": ctx.image("image-netcheck"),
-        "command": ["sh", "-c", look],
+        "command": ["sh", "-c", "ls -d /dev/nvidia[0-9]*"],
         "resources": {"limits": {ctx.settings.resource: 1, "cpu": "1", "memory": "512Mi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
