@@ -390,10 +390,18 @@ def test_another_driver_for_the_kernel_that_runs_needs_no_boot(site: TestSite) -
 
 
 def test_cards_are_shared_by_turns(site: TestSite) -> None:
-    """Whoever has a whole card leaves before it is shared, node by node."""
+    """Whoever has a whole card leaves before it is shared, node by node; not where no container would get a share."""
     pod = uid_of(site, "stays")
     pin(site, shared_by=2)
+    others = "/run/cdi/of-another-tool.yaml"
+    site.on("g1", f"cp /run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml {others}")
+    said = " ".join(deploy(site).must(1).output.replace("│", " ").split())
+    assert "a pod that tries what g1 offers does not run there; the node stays cordoned" in said, said
+    assert "CDI" in said, said
+    assert cordoned(site) == {"g1": True, "g2": False}
+    site.on("g1", f"rm {others}")
     deploy(site).must()
+    assert cordoned(site) == {"g1": False, "g2": False}
     assert not failures(site, 0)
     assert node_of(site, "g1")["status"]["allocatable"]["nvidia.com/gpu"] == "4"
     assert uid_of(site, "stays") != pod

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
 OFFER_SECONDS = 180
-TRIAL_SECONDS = 90
+TRIAL_SECONDS = 60
 EMPTIED = "onprem-mlops.local/emptied"
 """Annotation of a node that we cordoned, and that we may let in again; its value says who of us."""
 DEPLOY = "true"
