@@ -111,8 +111,9 @@ class RunDisplay:
             for step, nodes in list(self._running.items()):
                 for node, doing in list(nodes.items()):
                     if now - doing.since >= STILL_SECONDS:
-                        since = f"for {now - doing.since:.0f} s (at {now - self._begun:.0f} s)"
-                        self._to.print(f"[dim]… {step:<28} {node} {escape(doing.what)} {since}[/dim]")
+                        what = escape(doing.what) or "waits for another node"
+                        since = f"({now - doing.since:.0f} s, at {now - self._begun:.0f} s)"
+                        self._to.print(f"[dim]… {step:<28} {what} {node} {since}[/dim]")
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -124,6 +125,7 @@ class RunDisplay:
                 self._running[event.step][event.node] = _Doing(event.operation)
             case OperationDone():
                 self._changed[event.step] += 1
+                self._running[event.step][event.node] = _Doing("")
             case StepDone():
                 self._end(event.step, event.node, event.seconds, f"→ {event.later}" if event.later else "")
             case StepSkipped():
