@@ -63,7 +63,7 @@ class Elsewhere(Command):
                 return False, output(error.message, error=True)
             finally:
                 connection.close()
-            return done.status == 0, output(f"{done.text}\n{done.error_text}", error=done.status != 0)
+            return done.status == 0, output(f"{done.text}\n{done.error_text}".strip(), error=done.status != 0)
         return False, output("\n".join(silent), error=True)
 
 
@@ -339,6 +339,7 @@ def _tried(name: str, label: str, trial: Mapping[str, Any]) -> str:
         '  [ "$p" != Failed ] && [ $(date +%s) -lt $end ] && sleep 0.5 && continue\n'
         f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:" >&2\n'
         f"  trial get -o jsonpath={shlex.quote(message)} pod >&2; echo >&2\n"
-        f"  trial logs --tail=5 >&2; gone; {KUBECTL} label node {shlex.quote(name)} {label}- >/dev/null; exit 1\n"
+        '  [ "$p" = Failed ] && trial logs --tail=5 >&2\n'
+        f"  gone; {KUBECTL} label node {shlex.quote(name)} {label}- >/dev/null; exit 1\n"
         "done\ngone\n"
     )
