@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from onprem_mlops.plan import Phase, Use, site_roles
 from onprem_mlops.site import Site, load_site
@@ -28,6 +32,9 @@ roles: [{roles}]
 lab: {{bridge: br-t-unit}}
 """
 
+CERTIFIED = "git.example.com"
+"""The name that certificates of tests are for."""
+
 SETTINGS = """
 from typing import ClassVar
 from onprem_mlops.roles import RoleSettings
@@ -44,6 +51,30 @@ def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def issue(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a certificate for the name, with its key, that is good for a number of days."""
+
+    def issue(days: int) -> Path:
+        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, CERTIFIED)])
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=days, minutes=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(CERTIFIED)]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
+        chain = tmp_path / "chain.pem"
+        chain.write_bytes(
+            certificate.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none)
+        )
+        return chain
+
+    return issue
 
 
 MakeSite = Callable[[Mapping[str, tuple[str, str]]], Site]

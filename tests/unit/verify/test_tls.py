@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import ssl
 import threading
@@ -13,16 +12,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from onprem_mlops.verify.suite import Controller, NodeHost, assert_certificate, assert_old_tls_is_refused
+from tests.unit.verify.conftest import CERTIFIED
 
 # Old TLS is what these are about.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 
-NAME = "git.example.com"
 HOST = cast("NodeHost", SimpleNamespace(name="s1", address="127.0.0.1"))
 
 
@@ -35,30 +31,6 @@ class Trusting(Controller):
     @property
     def authority(self) -> Path:
         return self._chain
-
-
-@pytest.fixture
-def issue(tmp_path: Path) -> Callable[[int], Path]:
-    """Makes a certificate for the name, with its key, that is good for a number of days."""
-
-    def issue(days: int) -> Path:
-        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
-        certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=days, minutes=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
-        chain = tmp_path / "chain.pem"
-        chain.write_bytes(
-            certificate.public_bytes(pem) + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none)
-        )
-        return chain
-
-    return issue
 
 
 @contextmanager
@@ -104,19 +76,19 @@ def hanging_up(plain: socket.socket) -> None:
 def test_a_good_certificate(issue: Callable[[int], Path]) -> None:
     chain = issue(60)
     with serving(tls(chain)) as port:
-        assert_certificate(Trusting(chain), HOST, port, NAME)
+        assert_certificate(Trusting(chain), HOST, port, CERTIFIED)
 
 
 def test_a_certificate_that_ends_soon(issue: Callable[[int], Path]) -> None:
     chain = issue(29)
     with serving(tls(chain)) as port, pytest.raises(AssertionError, match=r"s1: .*git\.example\.com.* ends in 29 days"):
-        assert_certificate(Trusting(chain), HOST, port, NAME)
+        assert_certificate(Trusting(chain), HOST, port, CERTIFIED)
 
 
 def test_a_certificate_without_one_of_the_names(issue: Callable[[int], Path]) -> None:
     chain = issue(60)
     with serving(tls(chain)) as port, pytest.raises(AssertionError, match=r"s1: a client .* refuses s3\.example\.com"):
-        assert_certificate(Trusting(chain), HOST, port, NAME, "s3.example.com")
+        assert_certificate(Trusting(chain), HOST, port, CERTIFIED, "s3.example.com")
 
 
 def test_a_service_that_asks_for_tls_first(issue: Callable[[int], Path]) -> None:
@@ -132,28 +104,28 @@ def test_a_service_that_asks_for_tls_first(issue: Callable[[int], Path]) -> None
         assert plain.recv(1) == b"+"
 
     with serving(answer) as port:
-        assert_certificate(Trusting(chain), HOST, port, NAME, starttls=starttls)
-        assert_old_tls_is_refused(Trusting(chain), HOST, port, NAME, starttls=starttls)
+        assert_certificate(Trusting(chain), HOST, port, CERTIFIED, starttls=starttls)
+        assert_old_tls_is_refused(Trusting(chain), HOST, port, CERTIFIED, starttls=starttls)
 
 
 def test_old_tls_is_refused(issue: Callable[[int], Path]) -> None:
     chain = issue(60)
     with serving(tls(chain)) as port:
-        assert_old_tls_is_refused(Trusting(chain), HOST, port, NAME)
+        assert_old_tls_is_refused(Trusting(chain), HOST, port, CERTIFIED)
 
 
 def test_old_tls_is_spoken(issue: Callable[[int], Path]) -> None:
     chain = issue(60)
     old = tls(chain, ssl.TLSVersion.TLSv1)
     with serving(old) as port, pytest.raises(AssertionError, match=r"s1: .* speaks TLSv1\.1"):
-        assert_old_tls_is_refused(Trusting(chain), HOST, port, NAME)
+        assert_old_tls_is_refused(Trusting(chain), HOST, port, CERTIFIED)
 
 
 def test_silence_is_no_refusal(issue: Callable[[int], Path]) -> None:
     controller = Trusting(issue(60))
     with serving(hanging_up) as port:
         with pytest.raises(AssertionError, match="not because the server"):
-            assert_old_tls_is_refused(controller, HOST, port, NAME)
+            assert_old_tls_is_refused(controller, HOST, port, CERTIFIED)
         # Nor where a server may be silent: it must speak newer TLS.
         with pytest.raises(ssl.SSLError):
-            assert_old_tls_is_refused(controller, HOST, port, NAME, silently=True)
+            assert_old_tls_is_refused(controller, HOST, port, CERTIFIED, silently=True)
