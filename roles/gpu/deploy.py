@@ -289,7 +289,8 @@ def ready(ctx: Context[Settings]) -> None:
 def _is_offering(node: Node) -> bool:
     body = kubectl.api(f"/api/v1/nodes/{node.name}").body
     conditions = {one["type"]: one["status"] for one in body.get("status", {}).get("conditions", ())}
-    return GATE in body.get("metadata", {}).get("labels", {}) and conditions.get("GpusHealthy") != "False"
+    label = body.get("metadata", {}).get("labels", {}).get(GATE, rolling.TRYING)
+    return label != rolling.TRYING and conditions.get("GpusHealthy") != "False"
 
 
 @step(on=ON, after=("ready",))

@@ -133,7 +133,7 @@ def brought(ctx: Context[Settings], pins: Pins) -> MlopsError | None:
     # A node that an earlier deploy began to empty has its label as long as nothing was changed. Where it is only to be
     # let in, what gave up its cards looks at them anew, and pods stay.
     half_done = stands.mark == rolling.DEPLOY and stands.label != pins.driver
-    drain = not (there and offered) or half_done
+    drain = not (there and offered) or half_done or stands.label == rolling.TRYING
     if not there:
         _fetch(ctx, pins)
     what = "no pod works on the node" if drain else "what offers the cards begins anew"
@@ -176,20 +176,17 @@ def _trial(ctx: Context[Settings]) -> dict[str, Any]:
         "name": "trial",
         "image": ctx.image("image-netcheck"),
         "command": ["sh", "-c", "ls -d /dev/nvidia[0-9]*"],
-        "resources": {"limits": {ctx.settings.resource: 1, "cpu": "1", "memory": "512Mi"}},
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "16Mi"},
+            "limits": {ctx.settings.resource: 1, "memory": "64Mi"},
+        },
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    spec = {
-        "nodeName": ctx.node.name,
+    return {
         "containers": [container],
-        "restartPolicy": "Never",
-        # It ends also where nobody is left who would delete it: then it keeps no drain waiting.
-        "activeDeadlineSeconds": 300,
         "automountServiceAccountToken": False,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
     }
-    metadata = {"name": f"onprem-mlops-gpu-trial-{ctx.node.name}", "namespace": "kube-system"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def watched() -> None:
@@ -304,11 +301,13 @@ def as_ever() -> None:
 def _begin(ctx: Context[Settings], pins: Pins) -> None:
     """The driver runs: loaded anew if the kernel is right and nothing holds on to the old one, else by a boot."""
     systemd.service("it loads at boot", SERVICE, running=False)
-    boots = running(ctx).kernel != pins.kernel
-    if not boots:
+    must_boot = running(ctx).kernel != pins.kernel
+    if not must_boot:
         unloaded()
         shell.run("the driver is loaded", f"systemctl restart {SERVICE} || true", unless=False)
-    if boots if ctx.planning else not _works(ctx, pins):
+        # What does not let go of the old one is known only now.
+        must_boot = not ctx.planning and not _works(ctx, pins)
+    if must_boot:
         rolling.booted("the node runs with it", seconds=ctx.settings.boot_minutes * 60)
         shell.run("its boot has loaded the driver", f"systemctl start {SERVICE} || true", unless=False)
     if not ctx.planning and not _works(ctx, pins):

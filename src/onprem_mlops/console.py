@@ -57,7 +57,7 @@ def print_table(table: Table, to: Console = console) -> None:
     """Print a table so that nothing of it is cut: folded to a terminal's width, elsewhere as wide as it is."""
     for column in table.columns:
         column.overflow = "fold"
-    if not to.is_terminal:
+    if not to.file.isatty():
         table.width = Measurement.get(to, to.options.update(max_width=ANY_WIDTH), table).maximum
     to.print(table, crop=False)
 
@@ -86,7 +86,7 @@ class RunDisplay:
     @contextmanager
     def showing(self) -> Iterator[RunDisplay]:
         """Show the live part while the run goes on."""
-        if not self._to.is_terminal:
+        if not self._to.file.isatty():
             ended = threading.Event()
             threading.Thread(target=self._name_what_runs, args=(ended,), daemon=True).start()
             try:
@@ -111,7 +111,7 @@ class RunDisplay:
             for step, nodes in list(self._running.items()):
                 for node, doing in list(nodes.items()):
                     if now - doing.since >= STILL_SECONDS:
-                        what = escape(doing.what) or "waits for another node"
+                        what = escape(doing.what) or "reads, or waits for another node"
                         since = f"({now - doing.since:.0f} s, at {now - self._begun:.0f} s)"
                         self._to.print(f"[dim]… {step:<28} {what} {node} {since}[/dim]")
 
@@ -120,6 +120,9 @@ class RunDisplay:
             case RunStarted():
                 self._begin(event)
             case StepStarted():
+                # A node takes one step at a time. What it waited for before it had a step ends in none.
+                for doing in self._running.values():
+                    doing.pop(event.node, None)
                 self._running[event.step][event.node] = _Doing("")
             case OperationStarted():
                 self._running[event.step][event.node] = _Doing(event.operation)

@@ -196,10 +196,10 @@ def refuse_unknown(what: str, name: str | None, names: list[str]) -> None:
     """RequestError if a role or node is named that is not there."""
     if name is None or name in names:
         return
-    if what == "role" and name in PHASES:
-        raise RequestError(f"{name} is a phase and no role", f"Write it without --role: {name}.")
     close = get_close_matches(name, names, 1)
     advice = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(dict.fromkeys(names))}."
+    if what == "role" and name in PHASES:
+        raise RequestError(f"{name} is a phase and no role", f"To deploy or verify it, leave --role out. {advice}")
     raise RequestError(f"there is no {what} {name!r} here", advice)
 
 

@@ -37,7 +37,7 @@ class BuildDisplay:
         self._done = 0
         self._live = (
             Live(console=self._console, get_renderable=self._running, refresh_per_second=4, transient=True)
-            if self._console.is_terminal
+            if self._console.file.isatty()
             else None
         )
 

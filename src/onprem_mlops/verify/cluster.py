@@ -200,7 +200,10 @@ class Cluster:
 
     def _state_of(self, namespace: str, pod: str) -> str:
         """What the cluster says of a pod's containers."""
-        status = self.get(f"{NAMESPACES}/{namespace}/pods/{pod}").get("status", {})
+        answer = self.request("GET", f"{NAMESPACES}/{namespace}/pods/{pod}")
+        if answer.status != 200:
+            return f"; the API server says HTTP {answer.status} of it"
+        status = answer.json.get("status", {})
         states = [state for one in status.get("containerStatuses", ()) for state in one.get("state", {}).items()]
         said = [f"{kind} {about.get('reason', '')} {about.get('message', '')}".strip() for kind, about in states]
         return f"; it is {status.get('phase', 'of unknown phase')}: {'; '.join(said) or 'no container'}"

@@ -39,7 +39,7 @@ class VerifyDisplay:
     def showing(self) -> Iterator[VerifyDisplay]:
         """Show the live part while the verification goes on."""
         self._begun = time.monotonic()
-        if not self._to.is_terminal:
+        if not self._to.file.isatty():
             yield self
             return
         with Live(console=self._to, refresh_per_second=4, transient=True, get_renderable=self._now):

@@ -20,7 +20,8 @@ case "$*" in
 "get nodes"*) printf '%s\\n' "$NODES" ;;
 *"get pods"*) ;;
 *phase*) echo "$PHASE" ;;
-*containerStatuses*) echo 'StartError no such device' ;;
+*"get events"*) echo 'StartError no such device' ;;
+"-n kube-system create"*) exit ${CREATED:-0} ;;
 *metadata.annotations}*) echo '{"onprem-mlops.local/emptied":"true"}' ;;
 *allocatable*) echo $OFFERS ;;
 get*) echo "$STANDS" ;;
@@ -31,7 +32,7 @@ esac
 NONE = "<no value>"
 PLANE = Endpoint("cp1", "192.0.2.1", 22, "mlops", Path("key"), "ssh-ed25519 AAAA", sudo=True)
 LABEL = "example.com/driver"
-TRIAL = {"kind": "Pod", "metadata": {"name": "trial-g1", "namespace": "kube-system"}}
+TRIAL = {"containers": [{"name": "trial"}]}
 
 
 class Cluster:
@@ -57,21 +58,22 @@ class Cluster:
         command: Command = next(operation.generator("g1", [PLANE], **options))
         script = str(command).partition(": on cp1: ")[2]
         script = script.replace(KUBECTL, str(self._kubectl)).replace("/run/", f"{self._folder}/")
+        script = script.replace(f"+ {rolling.OFFER_SECONDS} ", "+ 1 ")
         environment = {"STANDS": NONE, **os.environ, **said}
         return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
-    def was_told(self, *words: str) -> bool:
-        """Whether kubectl was called with all these words at once."""
+    def told(self, *words: str) -> int:
+        """How often kubectl was called with all these words at once."""
         asked = self._kubectl.with_name("kubectl.asked").read_text().splitlines()
-        return any(all(word in line for word in words) for line in asked)
+        return sum(all(word in line for word in words) for line in asked)
 
     @property
     def lets_pods_in(self) -> bool:
-        return self.was_told('"unschedulable": null')
+        return self.told('"unschedulable": null') > 0
 
     @property
     def cordons(self) -> bool:
-        return self.was_told('"unschedulable": true')
+        return self.told('"unschedulable": true') > 0
 
 
 @pytest.fixture
@@ -88,6 +90,7 @@ def cluster(tmp_path: Path) -> Cluster:
         pytest.param("true/card/535", False, False, id="cordoned-for-a-card"),
         pytest.param("true/true/535", False, True, id="emptied-by-half-by-an-earlier-deploy"),
         pytest.param(f"true/true/{NONE}", False, False, id="changed-by-half-by-an-earlier-deploy"),
+        pytest.param(f"true/true/{rolling.TRYING}", False, False, id="changed-and-tried-by-none"),
     ],
 )
 def test_a_node_that_cannot_be_emptied(cluster: Cluster, stands: str, cordons: bool, lets_in: bool) -> None:
@@ -95,13 +98,13 @@ def test_a_node_that_cannot_be_emptied(cluster: Cluster, stands: str, cordons: b
     assert done.returncode == 1
     assert "g1 stays as it is. Finish or delete the pods" in done.stderr
     assert (cluster.cordons, cluster.lets_pods_in) == (cordons, lets_in)
-    assert not cluster.was_told("label node")
+    assert not cluster.told("label node")
 
 
 def test_a_node_that_was_emptied_stays_cordoned(cluster: Cluster) -> None:
     done = cluster.emptied(STANDS=f"{NONE}/{NONE}/535")
     assert (done.returncode, cluster.cordons, cluster.lets_pods_in) == (0, True, False), done.stderr
-    assert cluster.was_told("label node g1", f"{LABEL}-")
+    assert cluster.told("label node g1", f"{LABEL}-")
 
 
 @pytest.mark.parametrize(
@@ -120,17 +123,35 @@ def test_no_node_is_emptied_while_another_one_is_out(cluster: Cluster, nodes: st
     assert not out or f"./mlops kubectl -- annotate node {out} {rolling.EMPTIED}-" in done.stderr
 
 
+LET_IN = ("label node g1", f"{LABEL}=2")
+TRYING = ("label node g1", f"{LABEL}={rolling.TRYING}")
+FORGOTTEN = ("-n kube-system delete pod", "onprem-mlops-trial-g1")
+
+
 def test_pods_come_once_a_pod_has_tried_the_node(cluster: Cluster) -> None:
     done = cluster.let_in(PHASE="Succeeded")
     assert (done.returncode, cluster.lets_pods_in) == (0, True), done.stderr
-    assert cluster.was_told("-n kube-system delete pod", "trial-g1")
+    assert [cluster.told(*TRYING), cluster.told(*LET_IN), cluster.told(*FORGOTTEN)] == [1, 1, 2]
 
 
-def test_no_pod_comes_to_a_node_where_the_trial_fails(cluster: Cluster) -> None:
-    """Nor does the next run take it for a node that has all it should have: its label is gone."""
-    done = cluster.let_in(PHASE="Failed")
-    assert (done.returncode, cluster.lets_pods_in) == (1, False)
-    assert "a pod that tries what g1 offers does not run there; the node stays cordoned" in done.stderr
-    assert "no such device" in done.stderr
-    assert cluster.was_told("label node g1", f"{LABEL}-")
-    assert cluster.was_told("-n kube-system delete pod", "trial-g1")
+@pytest.mark.parametrize(
+    ("said", "why", "forgotten"),
+    [
+        pytest.param({"PHASE": "Failed"}, "no such device", 2, id="it-fails"),
+        pytest.param({"CREATED": "1"}, "", 1, id="it-is-refused"),
+        pytest.param({"OFFERS": "1"}, "g1 offers 1 of cards and not 2", 0, id="cards-are-missing"),
+    ],
+)
+def test_no_pod_comes_to_a_node_that_none_has_tried(
+    cluster: Cluster, said: dict[str, str], why: str, forgotten: int
+) -> None:
+    """Nor does the next run take it for a node that has all it should have: its label says so."""
+    done = cluster.let_in(**said)
+    assert (done.returncode, cluster.lets_pods_in, cluster.told(*LET_IN)) == (1, False, 0)
+    assert why in done.stderr
+    assert [cluster.told(*TRYING), cluster.told(*FORGOTTEN)] == [1, forgotten]
+
+
+def test_what_an_earlier_run_left_of_its_trial_keeps_no_drain(cluster: Cluster) -> None:
+    cluster.emptied(STANDS=f"{NONE}/{NONE}/535")
+    assert cluster.told(*FORGOTTEN) == 1

@@ -39,7 +39,12 @@ def test_role_and_node_narrow_it(make_site: MakeSite) -> None:
     ("role", "node", "message", "advice"),
     [
         ("frnt", None, "no role 'frnt'", "Did you mean front?"),
-        ("infrastructure", None, "infrastructure is a phase and no role", "Write it without --role: infrastructure."),
+        (
+            "infrastructure",
+            None,
+            "infrastructure is a phase and no role",
+            "To deploy or verify it, leave --role out. There are: front.",
+        ),
         (None, "tow", "no node 'tow'", "Did you mean two?"),
         (None, "zzzzz", "no node 'zzzzz'", "There are: one, two."),
     ],

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
 OFFER_SECONDS = 180
-TRIAL_SECONDS = 60
+TRIAL_SECONDS = 90
+"""A new node pulls the trial's image first."""
+TRYING = "trying"
+"""Value of the label while it is not known yet whether work can be done on the node."""
+_TRIAL_NAMESPACE = "kube-system"
+_LONGEST = BOOT_SECONDS + OFFER_SECONDS + TRIAL_SECONDS + 60
+"""How long what an earlier run began may go on, in seconds."""
 EMPTIED = "onprem-mlops.local/emptied"
 """Annotation of a node that we cordoned, and that we may let in again; its value says who of us."""
 DEPLOY = "true"
@@ -189,12 +195,13 @@ def emptied(
     offered = f"found=$({_offered(node, resource)}) && case $found in [1-9]*) false ;; esac"
     script = (
         f"{_no_other_is_out(name) if drain and alone else ''}"
+        f"{_no_trial(name)}\n"
         f"{_drained(name, label, seconds) if drain else ''}"
         f"{KUBECTL} label node {node} {label}- || exit 1\n"
         f"{_awaited(pods, f'pods with {leaving} do not leave {name}')}"
         f"{_awaited(offered, f'{name} offers {resource} without them')}"
     )
-    yield Elsewhere(planes, _unbroken(name, script, seconds), seconds=2 * seconds + 180)
+    yield Elsewhere(planes, _unbroken(name, script), seconds=_LONGEST + seconds + 180)
 
 
 def _no_other_is_out(name: str) -> str:
@@ -226,7 +233,8 @@ def _drained(name: str, label: str, seconds: int) -> str:
         f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{\n"
         # A person's cordon is theirs. Nor is a node let in that an earlier deploy emptied, and may have changed by
         # half: its label is gone by then.
-        f"case $was in 'true/{DEPLOY}/<no value>') ;; true/{DEPLOY}/* | [!t]*) {_uncordoned(node)} ;; esac\n"
+        f"case $was in 'true/{DEPLOY}/<no value>' | true/{DEPLOY}/{TRYING}) ;; "
+        f"true/{DEPLOY}/* | [!t]*) {_uncordoned(node)} ;; esac\n"
         f"echo '{name} stays as it is. Finish or delete the pods that do not go (a budget keeps them, or nothing would "
         "start them again elsewhere), or give them more time'; exit 1; }\n"
     )
@@ -239,15 +247,15 @@ def _awaited(until: str, otherwise: str) -> str:
     )
 
 
-def _unbroken(name: str, script: str, seconds: int) -> str:
+def _unbroken(name: str, script: str) -> str:
     """Shell: a script that goes on to its end when the run that began it dies, and that the next run waits for.
 
     A drain that is cut off in the middle would let the node in again under the hands of the next run.
     """
     lock = shlex.quote(f"/run/onprem-mlops-rolling-{name}.lock")
     return (
-        f"said=$(mktemp) || exit 1; ( exec 8>{lock}; flock -w {seconds} 8 || "
-        f"{{ echo 'an earlier run still empties {name}'; exit 1; }}\n{script}) >$said 2>&1; status=$?\n"
+        f"said=$(mktemp) || exit 1; ( exec 8>{lock}; flock -w {_LONGEST} 8 || "
+        f"{{ echo 'an earlier run still empties {name}, or lets it in'; exit 1; }}\n{script}) >$said 2>&1; status=$?\n"
         "cat $said >&2; rm -f $said; exit $status"
     )
 
@@ -302,44 +310,55 @@ def let_in(
         name: of the node in the cluster.
         planes: control planes, to ask one of.
         label: key of the label that daemon sets wait for.
-        value: its value.
+        value: its value. As long as the trial goes on it is `TRYING`, and stays so if that fails.
         resource: what the node must offer before pods come, such as nvidia.com/gpu.
         least: how many of it.
-        trial: manifest of a pod that names the node itself. It must end well before others come.
+        trial: what is below `spec` of a pod that must end well on the node before others come.
     """
     node = shlex.quote(name)
-    yield Elsewhere(
-        planes,
-        f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s >&2 "
-        f"&& {KUBECTL} label node {node} {label}={value} --overwrite >/dev/null || exit 1\n"
+    script = (
+        f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s "
+        f"&& {KUBECTL} label node {node} {label}={TRYING if trial else value} --overwrite || exit 1\n"
         f"end=$(( $(date +%s) + {OFFER_SECONDS} ))\n"
         f'until n=$({_offered(node, resource)}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
         "  [ $(date +%s) -lt $end ] && sleep 1 && continue\n"
         f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
-        f'it stays cordoned" >&2\n'
-        f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide >&2; exit 1\ndone\n"
-        f"{_tried(name, label, trial) if trial else ''}"
-        f"( {_uncordoned(node)}\n) >&2",
-        seconds=BOOT_SECONDS + OFFER_SECONDS + TRIAL_SECONDS + 60,
+        f'it stays cordoned"\n'
+        f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide; exit 1\ndone\n"
+        f"{_tried(name, trial) if trial else ''}"
+        f"{KUBECTL} label node {node} {label}={value} --overwrite || exit 1\n"
+        f"{_uncordoned(node)}\n"
     )
+    yield Elsewhere(planes, _unbroken(name, script), seconds=2 * _LONGEST)
 
 
-def _tried(name: str, label: str, trial: Mapping[str, Any]) -> str:
-    """Shell: a pod must end well on the node, or it loses its label again: then the next run begins with it anew."""
-    of_ours = f"{KUBECTL} -n {trial['metadata']['namespace']}"
-    pod = shlex.quote(trial["metadata"]["name"])
-    message = "{.status.message} {range .status.containerStatuses[*]}{.state.*.reason} {.state.*.message}{end}"
+def _tried(name: str, spec: Mapping[str, Any]) -> str:
+    """Shell: a pod ends well on the node; whatever became of the one of an earlier run."""
+    pod = _trial_pod(name)
+    # It ends also where nobody is left who would delete it: then it keeps no drain waiting.
+    ends = {"nodeName": name, "restartPolicy": "Never", "activeDeadlineSeconds": 2 * TRIAL_SECONDS}
+    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": {**spec, **ends}}
+    lines = '{range .items[*]}{.message}{"\\n"}{end}'
     return (
-        f'trial() {{ {of_ours} "$@" {pod}; }}\n'
-        "gone() { trial delete pod --ignore-not-found --now >/dev/null; }\n"
-        "phase() { trial get -o jsonpath={.status.phase} pod; }\n"
-        f"gone && printf %s {shlex.quote(json.dumps(trial))} | {KUBECTL} create -f - >/dev/null || exit 1\n"
+        f'kube() {{ {KUBECTL} -n {_TRIAL_NAMESPACE} "$@"; }}\n'
+        f"{_no_trial(name)} && printf %s {shlex.quote(json.dumps(manifest))} | kube create -f - || exit 1\n"
         f"end=$(( $(date +%s) + {TRIAL_SECONDS} ))\n"
+        f"phase() {{ kube get pod {pod} -o jsonpath={{.status.phase}}; }}\n"
         'until p=$(phase) && [ "$p" = Succeeded ]; do\n'
         '  [ "$p" != Failed ] && [ $(date +%s) -lt $end ] && sleep 0.5 && continue\n'
-        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:" >&2\n'
-        f"  trial get -o jsonpath={shlex.quote(message)} pod >&2; echo >&2\n"
-        '  [ "$p" = Failed ] && trial logs --tail=5 >&2\n'
-        f"  gone; {KUBECTL} label node {shlex.quote(name)} {label}- >/dev/null; exit 1\n"
-        "done\ngone\n"
+        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:"\n'
+        f"  kube get pod {pod} -o jsonpath='{{.status.message}}'; echo\n"
+        f"  kube get events --field-selector involvedObject.name={pod} -o jsonpath={shlex.quote(lines)} | tail -n 4\n"
+        f'  [ "$p" = Failed ] && kube logs --tail=5 {pod}\n'
+        f"  {_no_trial(name)}; exit 1\n"
+        f"done\n{_no_trial(name)}\n"
     )
+
+
+def _no_trial(name: str) -> str:
+    """Shell: no pod that tries the node is left."""
+    return f"{KUBECTL} -n {_TRIAL_NAMESPACE} delete pod {_trial_pod(name)} --ignore-not-found --now"
+
+
+def _trial_pod(name: str) -> str:
+    return shlex.quote(f"onprem-mlops-trial-{name}")
