@@ -7,6 +7,7 @@ minutes. On a machine without any they are built here. The order matters: the si
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -38,6 +39,15 @@ BUILT_MODULE_NAME[4]=nvidia-peermem
 """DKMS: build the first of the driver's modules, and the smallest in the place of the others. The whole driver is built
 for the first pins; for the others that would be five minutes more each, for modules that nothing here can load."""
 
+LEFT_FILES = r"""
+find /etc /usr/local /opt /run/cdi -xdev \( -name '*gpu*' -o -name '*nouveau*' -o -name nvidia-ctk -o -name 'nvidia-cdi*' \)
+ls -d /var/lib/onprem-gpu 2>/dev/null
+"""
+LEFT_OBJECTS = (
+    "daemonsets,deployments,pods,serviceaccounts,networkpolicies,resourcequotas,roles,rolebindings,clusterroles,"
+    "clusterrolebindings,customresourcedefinitions,validatingadmissionpolicies,validatingadmissionpolicybindings"
+)
+
 HOLD_APT = (
     "import fcntl, time; held = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(held, fcntl.LOCK_EX); "
     "time.sleep(900)"
@@ -50,6 +60,10 @@ BUILT = cache_dir() / "lab-modules"
 DRIVER = "Kernel module and libraries of the driver are both of the pinned version"
 KERNEL = "The node runs the kernel that the driver was built for, and its headers are there"
 NEXT_BOOT = "The kernel that boots next has the driver's module, whatever other kernels are there"
+HELD = "Kernel and driver are held together: no upgrade changes one without the other"
+NOUVEAU = "The free driver nouveau is not loaded and never will be"
+SERVED = "The driver is loaded at boot, its metrics are served, and somebody looks whether all cards answer"
+TOLD = "What containers are told of the cards (CDI) is what the driver says today"
 ANSWER = "All cards of the site file answer, with the names and the memory that they should have"
 
 
@@ -195,8 +209,11 @@ def test_a_wrong_pin_is_refused_and_nothing_touched(site: TestSite) -> None:
 
 
 def test_missing_headers_are_found_and_cured(site: TestSite) -> None:
+    """With them goes what else a person may have undone without a boot."""
     site.on("g1", f"apt-get -q -y --allow-change-held-packages purge linux-headers-{OLD['kernel']}")
-    assert ("g1", KERNEL) in failures(site)
+    site.on("g2", "apt-mark unhold libcuda1; rm /etc/modprobe.d/onprem-mlops-nouveau.conf")
+    site.on("g2", "systemctl stop onprem-gpu-exporter")
+    assert {("g1", KERNEL), ("g2", HELD), ("g2", NOUVEAU), ("g2", SERVED)} <= failures(site)
     before = boot(site, "g1")
     deploy(site).must()
     assert not failures(site, 0)
@@ -225,7 +242,8 @@ def test_libraries_of_another_version_are_named_and_cured_without_a_boot(site: T
 def test_a_kernel_that_slipped_in_is_named_and_cured(site: TestSite) -> None:
     """A person installs a newer kernel, and it is booted: there is no driver for it."""
     site.on("g1", f"rm /etc/default/grub.d/90-onprem-gpu.cfg; apt-get -q -y install linux-image-{NEW['kernel']}")
-    assert ("g1", NEXT_BOOT) in failures(site)
+    site.on("g1", "echo '# changed' >>/run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml")
+    assert {("g1", NEXT_BOOT), ("g1", TOLD)} <= failures(site)
     lab.power_cut(site.spec, "g1")
     lab.start(site.spec, "g1")
     found = failures(site)
@@ -425,7 +443,7 @@ def test_removed_it_leaves_the_kernel_and_nothing_else(site: TestSite) -> None:
         assert site.on(
             node, "dpkg-query -W -f '${db:Status-Abbrev}\\n' 'nvidia-*' 2>/dev/null | grep -c ^i", check=False
         ) in ("", "0")
-        assert not site.on(node, "ls -d /var/lib/onprem-gpu /etc/onprem-gpu /opt/onprem-gpu 2>/dev/null", check=False)
+        assert not site.on(node, LEFT_FILES, check=False)
         assert not site.on(node, "ls /dev/nvidia* 2>/dev/null", check=False)
         assert site.on(node, f"ls /boot/vmlinuz-{NEW['kernel']}")
         of_cluster = node_of(site, node)
@@ -434,6 +452,5 @@ def test_removed_it_leaves_the_kernel_and_nothing_else(site: TestSite) -> None:
         assert not [name for name in names if "nvidia.com" in name or "nfd.node" in name], names
         assert "GpusHealthy" not in {one["type"] for one in of_cluster["status"]["conditions"]}
         assert cordoned(site)[node] is False
-    left = site.kubectl("get", "daemonsets,deployments,configmaps", "-n", "kube-system", "-o", "name")
-    assert "nvidia" not in left, left
-    assert "nfd" not in left, left
+    left = site.kubectl("get", LEFT_OBJECTS, "-A", "-o", "name")
+    assert not re.search("nvidia|nfd|gpu", left), left
