@@ -40,7 +40,7 @@ BUILT_MODULE_NAME[4]=nvidia-peermem
 for the first pins; for the others that would be five minutes more each, for modules that nothing here can load."""
 
 LEFT_FILES = r"""
-find /etc /usr/local /opt /run/cdi -xdev \( -name '*gpu*' -o -name '*nouveau*' -o -name nvidia-ctk -o -name 'nvidia-cdi*' \)
+find /etc /usr/local /opt /run/cdi -xdev -regex '.*/\([^/]*gpu\|[^/]*nouveau\|nvidia-ctk\|nvidia-cdi\)[^/]*'
 ls -d /var/lib/onprem-gpu 2>/dev/null
 """
 LEFT_OBJECTS = (
