@@ -18,6 +18,7 @@ from onprem_mlops.site import Node
 from . import cards, fitness, simulation, switch
 from .fitness import simulated
 from .pins import ARCHIVE, KERNEL, KINDS, Pins, numbers, packages_of
+from .running import RUN, SPECIFICATION
 from .settings import Settings
 from .switch import CONTROL_PLANE, EXPORTER, FOUND_WRONG, GATE, GOOD, LOOK, OFFERING, OWN, SERVICE, UNITS, WATCH
 
@@ -83,8 +84,8 @@ def prepare(ctx: Context[Settings]) -> None:
             simulation=simulation.PROGRAM,
             cdi=_cdi(ctx),
             libraries=libraries,
-            specification=switch.SPECIFICATION,
-            run=switch.RUN,
+            specification=SPECIFICATION,
+            run=RUN,
         ),
         mode="755",
     )
@@ -133,7 +134,7 @@ def _measurement(ctx: Context[Settings], authority: str, libraries: str) -> None
         "what asks the cards", environment, ctx.files("gpu-exporter"), ctx.files("uv"), authority=authority
     )
     values = {"simulated": simulated(ctx), "python": f"{environment}/bin/python", "libraries": libraries}
-    watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, specification=switch.SPECIFICATION, **values)
+    watch = ctx.render("watch.py.j2", emptied=rolling.EMPTIED, specification=SPECIFICATION, **values)
     files.content("the look whether all cards answer", f"{PROGRAMS}/onprem-gpu-watch", watch)
     for unit in (SERVICE, EXPORTER, WATCH, LOOK):
         files.content(f"unit {unit}", f"{UNITS}/{unit}", ctx.render(f"{unit}.j2", **values))
@@ -359,9 +360,9 @@ def remove(ctx: Context[Settings]) -> None:
     apt.purged("the driver, and what builds its modules", *drivers, *headers, *TOOLS)
     programs = (f"{PROGRAMS}/onprem-gpu", f"{PROGRAMS}/onprem-gpu-watch", simulation.PROGRAM)
     commands = (f"/usr/local/bin/{name}" for name in COMMANDS)
-    settings = (SOURCES, switch.NOUVEAU, simulation.QUIET, switch.NO_BUILDS, switch.SPECIFICATION)
+    settings = (SOURCES, switch.NOUVEAU, simulation.QUIET, switch.NO_BUILDS, SPECIFICATION)
     files.absent("no files of the role", *programs, *commands, *settings)
-    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", switch.RUN, switch.ORDER)
+    folders = (ctx.settings.folder, ENVIRONMENTS, "/etc/onprem-gpu", RUN, switch.ORDER)
     files.absent("no folders of the role", *folders, recursive=True)
     switch.no_boot_default()
     systemd.reloaded("systemd forgets the units")

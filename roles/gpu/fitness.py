@@ -8,10 +8,9 @@ from onprem_mlops.roles import Context
 
 from . import cards
 from .pins import ARCHIVE, ARTIFACT, KINDS, PROPRIETARY, Modules, Pins, numbers, resolved
+from .running import BOOT_DEFAULT
 from .settings import Settings
 
-BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
-"""Which kernel boots. A node that has it was laid down before."""
 SIGNER = "/var/lib/dkms/mok.pub"
 """What DKMS signs modules with, where Secure Boot asks for it."""
 

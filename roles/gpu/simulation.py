@@ -9,9 +9,8 @@ from onprem_mlops.engine.operations import files, shell
 from onprem_mlops.roles import Context
 
 from . import cards
-from .fitness import BOOT_DEFAULT
+from .running import BOOT_DEFAULT, RUN
 from .settings import Settings
-from .switch import RUN
 
 PROGRAM = "/usr/local/sbin/onprem-gpu-simulated"
 CARDS = "/etc/onprem-gpu/cards"

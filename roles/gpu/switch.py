@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
 from typing import Any
 
 from onprem_mlops.endpoint import endpoint
@@ -15,8 +14,9 @@ from onprem_mlops.errors import MlopsError
 from onprem_mlops.roles import Context
 from onprem_mlops.shell import Endpoint
 
-from .fitness import BOOT_DEFAULT, SIGNER, secure_boot, simulated
+from .fitness import SIGNER, secure_boot, simulated
 from .pins import KINDS, Pins
+from .running import BOOT_DEFAULT, RUN, SPECIFICATION, Running, asking, told
 from .settings import Settings
 
 GATE = "onprem-mlops.local/gpu-driver"
@@ -28,9 +28,6 @@ CONTROL_PLANE = "control_plane"
 NOUVEAU = "/etc/modprobe.d/onprem-mlops-nouveau.conf"
 NO_BUILDS = "/etc/dkms/no-autoinstall"
 RAMDISKS = "/etc/initramfs-tools/update-initramfs.conf"
-RUN = "/run/onprem-gpu"
-SPECIFICATION = "/run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml"
-"""What containers are told of the cards."""
 
 SERVICE, WATCH, EXPORTER = "onprem-gpu.service", "onprem-gpu-watch.timer", "onprem-gpu-exporter.service"
 LOOK = "onprem-gpu-watch.service"
@@ -47,35 +44,9 @@ ORDER = f"{UNITS}/{FABRIC}.d"
 """What a node with NVSwitch adds to the unit of its fabric manager."""
 
 
-@dataclass(frozen=True)
-class Running:
-    """What the node runs with now; empty where there is none. Simulated: what its last boot would have."""
-
-    kernel: str
-    driver: str
-    """Version of the loaded kernel module."""
-    modules: str
-    """Kind of the loaded kernel module."""
-    mig: str
-    """The profile that cards are cut into."""
-
-
 def running(ctx: Context[Settings]) -> Running:
     """What the current node runs with."""
-    if simulated(ctx):
-        command = (
-            f"cat {RUN}/kernel || echo none; cat {RUN}/modules || echo none; "
-            f"sed -n 's/^driver\\t\\([^\\t]*\\).*/\\1/p' {RUN}/simulated; echo none; echo none"
-        )
-    else:
-        # The kernel marks what is not free: P.
-        command = (
-            "uname -r; if ! [ -e /sys/module/nvidia/version ]; then echo none; "
-            "elif grep -q P /sys/module/nvidia/taint; then echo proprietary; else echo open; fi; "
-            f"cat /sys/module/nvidia/version || echo none; cat {RUN}/mig || echo none"
-        )
-    kernel, modules, driver, mig = [*probe(command).text.split(), *["none"] * 4][:4]
-    return Running(*("" if one == "none" else one for one in (kernel, driver, modules, mig)))
+    return told(probe(asking(simulated=simulated(ctx))).text)
 
 
 def offering(ctx: Context[Settings]) -> str:

@@ -16,14 +16,12 @@ from onprem_mlops.roles import package_offers
 from onprem_mlops.verify.suite import Cluster, DoesNotApply, NodeHost, NotChecked, Site
 from roles.gpu import cards
 from roles.gpu.pins import ARCHIVE, KINDS, PROPRIETARY, Modules, Offers, Pins, resolved
+from roles.gpu.running import BOOT_DEFAULT, RUN, SPECIFICATION, Running, asking, told
 from roles.gpu.settings import Settings
 
 PYTHON = "$(echo /opt/onprem-gpu/*/bin/python) -I -B"
-RUN = "/run/onprem-gpu"
 LOOK_SECONDS = 180
 """Age of the last look at the cards that is too old: there is one every half minute."""
-BOOT_DEFAULT = "/etc/default/grub.d/90-onprem-gpu.cfg"
-SPECIFICATION = "/run/cdi/k8s.device-plugin.nvidia.com-gpu.yaml"
 
 ASK = """
 import json, pynvml
@@ -109,31 +107,9 @@ def said_of(node: NodeHost, settings: Settings) -> str:
     return " (SIMULATED cards)" if settings.simulated(node.site_node) else ""
 
 
-class Running(NamedTuple):
-    """What the node runs with; "none" where there is none."""
-
-    kernel: str
-    driver: str
-    """Version of the loaded kernel module."""
-    modules: str
-    """Kind of the loaded kernel module."""
-
-
 def running(node: NodeHost, settings: Settings) -> Running:
     """What the node runs with. Simulated: what its last boot would have made of its packages."""
-    if settings.simulated(node.site_node):
-        command = (
-            f"cat {RUN}/kernel || echo none; "
-            f"sed -n 's/^driver\\t\\([^\\t]*\\).*/\\1/p' {RUN}/simulated | grep . || echo none; "
-            f"cat {RUN}/modules || echo none"
-        )
-    else:
-        # The kernel marks what is not free: P.
-        command = (
-            "uname -r; cat /sys/module/nvidia/version || echo none; if ! [ -e /sys/module/nvidia/taint ]; then "
-            "echo none; elif grep -q P /sys/module/nvidia/taint; then echo proprietary; else echo open; fi"
-        )
-    return Running(*node.run(command).stdout.split())
+    return told(node.run(asking(simulated=settings.simulated(node.site_node))).stdout)
 
 
 def installed(node: NodeHost, names: Iterable[str]) -> dict[str, str]:
@@ -162,7 +138,7 @@ def test_driver_is_of_one_version(
     libraries = (
         node.run(f"readlink {cards.LIBRARIES}/libnvidia-ml.so.1").stdout.strip().removeprefix("libnvidia-ml.so.")
     )
-    assert loaded == pins.driver, f"{node.name}: driver {loaded} is loaded, not {pins.driver}"
+    assert loaded == pins.driver, f"{node.name}: driver {loaded or 'none'} is loaded, not {pins.driver}"
     assert not wrong, f"{node.name}: packages that are not installed in a version of {pins.driver}: {wrong}"
     assert libraries == pins.driver, f"{node.name}: libraries of driver {libraries or 'none'}, not {pins.driver}"
     record_property("found", f"{pins.driver}{said_of(node, settings)}")
@@ -174,7 +150,9 @@ def test_kind_of_modules(
 ) -> None:
     """The driver's kernel modules, proprietary or open, are the kind that the site file or the node's cards ask for."""
     found = running(node, settings).modules
-    assert found == pins.modules.kind, f"{node.name}: {found} kernel modules are loaded, not {pins.modules.kind}"
+    assert found == pins.modules.kind, (
+        f"{node.name}: {found or 'no'} kernel modules are loaded, not {pins.modules.kind}"
+    )
     record_property("found", f"{found}{said_of(node, settings)}")
 
 
@@ -182,7 +160,7 @@ def test_kind_of_modules(
 def test_kernel(node: NodeHost, settings: Settings, pins: Pins, record_property: Callable[[str, object], None]) -> None:
     """The node runs the kernel that the driver was built for, and its headers are there."""
     found = running(node, settings).kernel
-    assert found == pins.kernel, f"{node.name}: kernel {found} runs, not {pins.kernel}"
+    assert found == pins.kernel, f"{node.name}: kernel {found or 'none'} runs, not {pins.kernel}"
     assert node.file(f"/lib/modules/{pins.kernel}/build/Makefile").exists, (
         f"{node.name}: no headers of kernel {pins.kernel}; no module could be built for it"
     )
