@@ -57,17 +57,18 @@ def print_table(table: Table, to: Console = console) -> None:
     """Print a table so that nothing of it is cut: folded to a terminal's width, elsewhere as wide as it is."""
     for column in table.columns:
         column.overflow = "fold"
-    if not to.file.isatty():
+    if not to.is_terminal:
         table.width = Measurement.get(to, to.options.update(max_width=ANY_WIDTH), table).maximum
     to.print(table, crop=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Doing:
-    """What a step does on a node now."""
+    """What a step does on a node now, since when it runs, and when that was said last."""
 
-    what: str
+    what: str = ""
     since: float = field(default_factory=time.monotonic)
+    named: float = field(default_factory=time.monotonic)
 
 
 class RunDisplay:
@@ -106,14 +107,15 @@ class RunDisplay:
         return Group(*rows, Text(f"{time.monotonic() - self._begun:6.1f} s", style="dim"))
 
     def _name_what_runs(self, ended: threading.Event) -> None:
-        while not ended.wait(STILL_SECONDS):
+        while not ended.wait(STILL_SECONDS / 10):
             now = time.monotonic()
             for step, nodes in list(self._running.items()):
                 for node, doing in list(nodes.items()):
-                    if now - doing.since >= STILL_SECONDS:
+                    if now - doing.named >= STILL_SECONDS:
+                        doing.named = now
                         what = escape(doing.what) or "reads, or waits for another node"
                         since = f"({now - doing.since:.0f} s, at {now - self._begun:.0f} s)"
-                        self._to.print(f"[dim]… {step:<28} {what} {node} {since}[/dim]")
+                        self._to.print(f"[dim]… {step:<28} {node}: {what} {since}[/dim]")
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -123,12 +125,12 @@ class RunDisplay:
                 # A node takes one step at a time. What it waited for before it had a step ends in none.
                 for doing in self._running.values():
                     doing.pop(event.node, None)
-                self._running[event.step][event.node] = _Doing("")
+                self._running[event.step][event.node] = _Doing()
             case OperationStarted():
-                self._running[event.step][event.node] = _Doing(event.operation)
+                self._running[event.step].setdefault(event.node, _Doing()).what = event.operation
             case OperationDone():
                 self._changed[event.step] += 1
-                self._running[event.step][event.node] = _Doing("")
+                self._running[event.step].setdefault(event.node, _Doing()).what = ""
             case StepDone():
                 self._end(event.step, event.node, event.seconds, f"→ {event.later}" if event.later else "")
             case StepSkipped():
@@ -213,7 +215,7 @@ def _show_diff(diff: Diff, to: Console) -> None:
         to.print(f"    {diff.path}: secret content, not shown")
         return
     if diff.after is None:
-        to.print(f"    {diff.path}: content too large or not text")
+        to.print(f"    {diff.path}: not shown: it is moved, or too large, or no text")
         return
     lines = difflib.unified_diff(
         (diff.before or "").splitlines(), diff.after.splitlines(), diff.path, diff.path, lineterm="", n=2

@@ -82,4 +82,4 @@ def test_what_takes_long_is_named(to: Console, shown: io.StringIO, monkeypatch: 
         end = time.monotonic() + 20
         while "… gpu.modules" not in shown.getvalue() and time.monotonic() < end:
             time.sleep(0.01)
-    assert "… gpu.modules                  modules of driver 535 g1 (0 s, at 0 s)" in shown.getvalue()
+    assert "… gpu.modules                  g1: modules of driver 535 (0 s, at 0 s)" in shown.getvalue()

@@ -42,6 +42,8 @@ ACCOUNT = "/etc/kubernetes/kubelet.conf"
 """The node's own account with the cluster."""
 OWN_KUBECTL = f"/usr/local/bin/kubectl --kubeconfig {ACCOUNT}"
 """kubectl with the node's own account."""
+_KUBECTL = f"{KUBECTL} --request-timeout=20s"
+"""Where the API server is away, that is said and not waited for."""
 _BOOT = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -190,14 +192,14 @@ def emptied(
     """
     node = shlex.quote(name)
     pods = (
-        f'found=$({KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name) && [ -z "$found" ]'
+        f'found=$({_KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name) && [ -z "$found" ]'
     )
     offered = f"found=$({_offered(node, resource)}) && case $found in [1-9]*) false ;; esac"
     script = (
         f"{_no_other_is_out(name) if drain and alone else ''}"
         f"{_no_trial(name)}\n"
         f"{_drained(name, label, seconds) if drain else ''}"
-        f"{KUBECTL} label node {node} {label}- || exit 1\n"
+        f"{_KUBECTL} label node {node} {label}- || exit 1\n"
         f"{_awaited(pods, f'pods with {leaving} do not leave {name}')}"
         f"{_awaited(offered, f'{name} offers {resource} without them')}"
     )
@@ -212,7 +214,7 @@ def _no_other_is_out(name: str) -> str:
     )
     others = f"""awk '$2 == "{DEPLOY}" && $1 != "{name}" {{ print $1 }}'"""
     return (
-        f"nodes=$({KUBECTL} get nodes -o go-template={shlex.quote(template)}) || exit 1\n"
+        f"nodes=$({_KUBECTL} get nodes -o go-template={shlex.quote(template)}) || exit 1\n"
         f'for other in $(echo "$nodes" | {others}); do\n'
         f'echo "{name} stays as it is: $other was emptied by an earlier deploy and is not let in again yet. Finish it '
         "first: ./mlops deploy --node $other. If it is lost: ./mlops kubectl -- delete node $other, or, to go on "
@@ -228,8 +230,9 @@ def _drained(name: str, label: str, seconds: int) -> str:
     # Cordon and mark at once: between them, who watches the node would take the mark for a leftover.
     ours = {"metadata": {"annotations": {EMPTIED: DEPLOY}}, "spec": {"unschedulable": True}}
     return (
-        f"was=$({KUBECTL} get node {node} -o go-template={shlex.quote(stands)}) || exit 1\n"
-        f"case $was in true/*) ;; *) {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(ours))} || exit 1 ;; esac\n"
+        f"was=$({_KUBECTL} get node {node} -o go-template={shlex.quote(stands)}) || exit 1\n"
+        f"case $was in true/*) ;; *) {_KUBECTL} patch node {node} -p {shlex.quote(json.dumps(ours))} "
+        "|| exit 1 ;; esac\n"
         f"{KUBECTL} drain {node} --ignore-daemonsets --delete-emptydir-data --timeout={seconds}s || {{\n"
         # A person's cordon is theirs. Nor is a node let in that an earlier deploy emptied, and may have changed by
         # half: its label is gone by then.
@@ -241,9 +244,10 @@ def _drained(name: str, label: str, seconds: int) -> str:
 
 
 def _awaited(until: str, otherwise: str) -> str:
-    """Shell: wait a minute until something is so."""
+    """Shell: wait a minute until something is so. What keeps it from being known stands before `otherwise`."""
     return (
-        f"i=0; until {until}; do i=$((i + 1)); [ $i -lt 120 ] || {{ echo '{otherwise}'; exit 1; }}; sleep 0.5; done\n"
+        f"end=$(( $(date +%s) + 60 ))\nuntil said=$({{ {until}; }} 2>&1); do\n"
+        f'  [ $(date +%s) -lt $end ] || {{ echo "$said"; echo {shlex.quote(otherwise)}; exit 1; }}; sleep 0.5\ndone\n'
     )
 
 
@@ -262,15 +266,15 @@ def _unbroken(name: str, script: str) -> str:
 
 def _offered(node: str, resource: str) -> str:
     """Shell: how much of a resource a node offers; no number if it never did."""
-    return f"{KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
+    return f"{_KUBECTL} get node {node} -o go-template='{{{{index .status.allocatable \"{resource}\"}}}}'"
 
 
 def _uncordoned(node: str) -> str:
     """Shell: take our own cordon back."""
     free = {"metadata": {"annotations": {EMPTIED: None}}, "spec": {"unschedulable": None}}
     return (
-        f"marks=$({KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}') || exit 1\n"
-        f"case $marks in *{EMPTIED}*) {KUBECTL} patch node {node} -p {shlex.quote(json.dumps(free))} ;; esac"
+        f"marks=$({_KUBECTL} get node {node} -o jsonpath='{{.metadata.annotations}}') || exit 1\n"
+        f"case $marks in *{EMPTIED}*) {_KUBECTL} patch node {node} -p {shlex.quote(json.dumps(free))} ;; esac"
     )
 
 
@@ -318,15 +322,15 @@ def let_in(
     node = shlex.quote(name)
     script = (
         f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s "
-        f"&& {KUBECTL} label node {node} {label}={TRYING if trial else value} --overwrite || exit 1\n"
+        f"&& {_KUBECTL} label node {node} {label}={TRYING if trial else value} --overwrite || exit 1\n"
         f"end=$(( $(date +%s) + {OFFER_SECONDS} ))\n"
         f'until n=$({_offered(node, resource)}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
         "  [ $(date +%s) -lt $end ] && sleep 1 && continue\n"
         f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
         f'it stays cordoned"\n'
-        f"  {KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide; exit 1\ndone\n"
+        f"  {_KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide; exit 1\ndone\n"
         f"{_tried(name, trial) if trial else ''}"
-        f"{KUBECTL} label node {node} {label}={value} --overwrite || exit 1\n"
+        f"{_KUBECTL} label node {node} {label}={value} --overwrite || exit 1\n"
         f"{_uncordoned(node)}\n"
     )
     yield Elsewhere(planes, _unbroken(name, script), seconds=2 * _LONGEST)
@@ -340,7 +344,7 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": {**spec, **ends}}
     lines = '{range .items[*]}{.message}{"\\n"}{end}'
     return (
-        f'kube() {{ {KUBECTL} -n {_TRIAL_NAMESPACE} "$@"; }}\n'
+        f'kube() {{ {_KUBECTL} -n {_TRIAL_NAMESPACE} "$@"; }}\n'
         f"{_no_trial(name)} && printf %s {shlex.quote(json.dumps(manifest))} | kube create -f - || exit 1\n"
         f"end=$(( $(date +%s) + {TRIAL_SECONDS} ))\n"
         f"phase() {{ kube get pod {pod} -o jsonpath={{.status.phase}}; }}\n"
@@ -357,7 +361,7 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
 
 def _no_trial(name: str) -> str:
     """Shell: no pod that tries the node is left."""
-    return f"{KUBECTL} -n {_TRIAL_NAMESPACE} delete pod {_trial_pod(name)} --ignore-not-found --now"
+    return f"{_KUBECTL} -n {_TRIAL_NAMESPACE} delete pod {_trial_pod(name)} --ignore-not-found --now"
 
 
 def _trial_pod(name: str) -> str:
