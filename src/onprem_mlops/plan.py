@@ -98,10 +98,10 @@ def load_phase(name: str) -> Phase:
     """Read `deploys/<name>.py`. Raises RequestError if there is no such phase."""
     if name not in PHASES:
         close = get_close_matches(name, PHASES, 1)
-        raise RequestError(
-            f"there is no phase {name!r}",
-            f"Did you mean {close[0]}?" if close else f"Phases: {', '.join(PHASES)}.",
-        )
+        advice = f"Did you mean {close[0]}?" if close else f"Phases: {', '.join(PHASES)}."
+        if (REPOSITORY / "roles" / name).is_dir():
+            advice = f"It is a role: --role {name}."
+        raise RequestError(f"there is no phase {name!r}", advice)
     path = REPOSITORY / "deploys" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"deploys.{name}", path)
     if spec is None or spec.loader is None or not path.exists():

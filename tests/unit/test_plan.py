@@ -149,10 +149,13 @@ def test_a_need_that_does_not_exist_is_said(modules: dict[str, SimpleNamespace])
         plan(SITE, (phase,))
 
 
-@pytest.mark.parametrize("name", ["infrastructur", "x"])
-def test_a_phase_that_does_not_exist_is_said(name: str) -> None:
-    with pytest.raises(RequestError, match="there is no phase"):
+@pytest.mark.parametrize(
+    ("name", "advice"), [("infrastructur", "Did you mean infrastructure?"), ("x", "Phases: "), ("gpu", "--role gpu")]
+)
+def test_a_phase_that_does_not_exist_is_said(name: str, advice: str) -> None:
+    with pytest.raises(RequestError, match="there is no phase") as refusal:
         planning.load_phase(name)
+    assert advice in refusal.value.advice
 
 
 @pytest.mark.parametrize(
