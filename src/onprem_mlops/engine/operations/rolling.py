@@ -352,7 +352,8 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
         '  [ "$p" != Failed ] && [ $(date +%s) -lt $end ] && sleep 0.5 && continue\n'
         f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:"\n'
         f"  kube get pod {pod} -o jsonpath='{{.status.message}}'; echo\n"
-        f"  kube get events --field-selector type=Warning,involvedObject.name={pod} -o jsonpath={shlex.quote(lines)} | tail -n 4\n"
+        f"  kube get events --field-selector type=Warning,involvedObject.name={pod} "
+        f"-o jsonpath={shlex.quote(lines)} | tail -n 4\n"
         f'  [ "$p" = Failed ] && kube logs --tail=5 {pod}\n'
         f"  {_no_trial(name)}; exit 1\n"
         f"done\n{_no_trial(name)}\n"
