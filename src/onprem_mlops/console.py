@@ -29,7 +29,6 @@ from onprem_mlops.events import (
     RunStarted,
     StepDone,
     StepFailed,
-    StepSkipped,
     StepStarted,
 )
 
@@ -64,8 +63,9 @@ def print_table(table: Table, to: Console = console) -> None:
 
 @dataclass(slots=True)
 class _Doing:
-    """What a step does on a node now, since when it runs, and when that was said last."""
+    """The step that a node takes now, what it does there, since when it runs, and when that was said last."""
 
+    step: str
     what: str = ""
     since: float = field(default_factory=time.monotonic)
     named: float = field(default_factory=time.monotonic)
@@ -76,10 +76,9 @@ class RunDisplay:
 
     def __init__(self, to: Console = console) -> None:
         self._to = to
-        self._live: Live | None = None
         self._begun = time.monotonic()
-        self._running: dict[str, dict[str, _Doing]] = defaultdict(dict)
-        self._open: dict[str, int] = {}
+        self._running: dict[str, _Doing] = {}
+        """By node, which takes one step at a time."""
         self._nodes: dict[str, list[str]] = defaultdict(list)
         self._changed: dict[str, int] = defaultdict(int)
         self._slowest: dict[str, float] = defaultdict(float)
@@ -95,49 +94,43 @@ class RunDisplay:
             finally:
                 ended.set()
             return
-        with Live(console=self._to, refresh_per_second=4, transient=True, get_renderable=self._now) as live:
-            self._live = live
+        with Live(console=self._to, refresh_per_second=4, transient=True, get_renderable=self._now):
             yield self
 
     def _now(self) -> Group:
-        rows: list[Spinner | Text] = []
-        for step, nodes in list(self._running.items()):
-            for node, doing in list(nodes.items()):
-                rows.append(Spinner("dots", Text(f" {step:<28} {node:<10} {doing.what}", style="dim")))
+        rows = [
+            Spinner("dots", Text(f" {doing.step:<28} {node:<10} {doing.what}", style="dim"))
+            for node, doing in sorted(self._running.items(), key=lambda one: one[1].step)
+        ]
         return Group(*rows, Text(f"{time.monotonic() - self._begun:6.1f} s", style="dim"))
 
     def _name_what_runs(self, ended: threading.Event) -> None:
         while not ended.wait(STILL_SECONDS / 10):
             now = time.monotonic()
-            for step, nodes in list(self._running.items()):
-                for node, doing in list(nodes.items()):
-                    if now - doing.named >= STILL_SECONDS:
-                        doing.named = now
-                        what = escape(doing.what) or "reads, or waits for another node"
-                        since = f"({now - doing.since:.0f} s, at {now - self._begun:.0f} s)"
-                        self._to.print(f"[dim]… {step:<28} {node}: {what} {since}[/dim]")
+            for node, doing in list(self._running.items()):
+                if now - doing.named >= STILL_SECONDS:
+                    doing.named = now
+                    what = escape(doing.what) or "reads, or waits for another node"
+                    since = f"({now - doing.since:.0f} s, at {now - self._begun:.0f} s)"
+                    self._to.print(f"[dim]… {doing.step:<28} {node}: {what} {since}[/dim]")
 
     def __call__(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._begin(event)
             case StepStarted():
-                # A node takes one step at a time. What it waited for before it had a step ends in none.
-                for doing in self._running.values():
-                    doing.pop(event.node, None)
-                self._running[event.step][event.node] = _Doing()
+                self._running[event.node] = _Doing(event.step)
             case OperationStarted():
-                self._running[event.step].setdefault(event.node, _Doing()).what = event.operation
+                self._running[event.node].what = event.operation
             case OperationDone():
                 self._changed[event.step] += 1
-                self._running[event.step].setdefault(event.node, _Doing()).what = ""
+                self._running[event.node].what = ""
             case StepDone():
                 self._end(event.step, event.node, event.seconds, f"→ {event.later}" if event.later else "")
-            case StepSkipped():
-                self._running[event.step].pop(event.node, None)
             case StepFailed():
                 self._failed(event)
             case NodeUnreachable():
+                self._running.pop(event.node, None)
                 self._to.print(f"[red]✘ {event.node} unreachable[/red] {escape(event.message)}")
                 self._to.print(f"  {escape(event.advice)}")
             case _:
@@ -149,11 +142,10 @@ class RunDisplay:
         self._to.print(f"[bold]{verb} {event.phase}[/bold] on site {event.site}: {', '.join(event.nodes[:12])}")
 
     def _end(self, step: str, node: str, seconds: float, note: str) -> None:
-        nodes = self._running[step]
-        nodes.pop(node, None)
+        self._running.pop(node, None)
         self._nodes[step].append(node)
         self._slowest[step] = max(self._slowest[step], seconds)
-        if nodes:
+        if any(doing.step == step for doing in self._running.values()):
             return
         changed = self._changed.pop(step, 0)
         who = ", ".join(self._nodes.pop(step)[:12])
@@ -165,7 +157,7 @@ class RunDisplay:
         )
 
     def _failed(self, event: StepFailed) -> None:
-        self._running[event.step].pop(event.node, None)
+        self._running.pop(event.node, None)
         self._to.print(f"[red]✘ {event.step} on {event.node}[/red] {escape(event.operation)} ({event.seconds:.1f} s)")
         for line in event.output.splitlines():
             self._to.print(f"  [dim]│[/dim] {escape(line)}")

@@ -99,7 +99,7 @@ def load_phase(name: str) -> Phase:
     if name not in PHASES:
         close = get_close_matches(name, PHASES, 1)
         advice = f"Did you mean {close[0]}?" if close else f"Phases: {', '.join(PHASES)}."
-        if (REPOSITORY / "roles" / name).is_dir():
+        if (REPOSITORY / "roles" / name / "settings.py").is_file():
             advice = f"It is a role: --role {name}."
         raise RequestError(f"there is no phase {name!r}", advice)
     path = REPOSITORY / "deploys" / f"{name}.py"

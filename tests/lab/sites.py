@@ -89,17 +89,7 @@ class TestSite:
         return [MLOPS, *words[:at], "-i", str(self.folder), *words[at:]]
 
     def run(self, *words: str, timeout: float = HANGS_SECONDS, stdin: str | None = None) -> Done:
-        begun = time.monotonic()
-        done = subprocess.run(
-            self.command(*words),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            input=stdin,
-            timeout=timeout,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, time.monotonic() - begun)
+        return _done(self.command(*words), timeout=timeout, input=stdin)
 
     def json(self, *words: str, code: int = 0, timeout: float = HANGS_SECONDS) -> dict[str, Any]:
         """Run with `--json` and give what it wrote."""
@@ -121,22 +111,19 @@ class TestSite:
         """What the site's kubectl says, not by way of `./mlops kubectl`: that takes a second to begin, many times."""
         binary = Store().file("kubernetes", "kubectl").path
         environment = {**os.environ, "KUBECONFIG": str(site_state(self.name) / "kubeconfig")}
-        begun = time.monotonic()
-        done = subprocess.run(
-            ["kubectl", *words],
-            executable=binary,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=HANGS_SECONDS,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, time.monotonic() - begun).must(code).output
+        done = _done(["kubectl", *words], timeout=HANGS_SECONDS, executable=binary, env=environment)
+        return done.must(code).output
 
     def deploying(self, *words: str) -> Deploying:
         """A deploy in the background, whose events can be followed."""
         return Deploying(self, words or ("infrastructure",))
+
+
+def _done(command: list[str], **options: Any) -> Done:
+    """Run a command to its end."""
+    begun = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
+    return Done(done.returncode, done.stdout, time.monotonic() - begun)
 
 
 def _with(text: str, roles: tuple[str, ...], without: tuple[str, ...]) -> str:
