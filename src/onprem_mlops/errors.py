@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -35,3 +37,17 @@ class Interrupted(MlopsError):
     """A person stopped the run."""
 
     exit_code = 3
+
+
+def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What to do about an unknown word: ``did you mean "x"?`` if a known one is close.
+
+    Args:
+        word: what was given.
+        known: what could have been given.
+        otherwise: said if none is close; without it, the known words are.
+    """
+    known = sorted(known)
+    if close := get_close_matches(word.lower(), known, n=1, cutoff=0.6):
+        return f'did you mean "{close[0]}"?'
+    return otherwise or (f"known: {', '.join(known)}" if known else "remove it")

@@ -12,11 +12,10 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
-from onprem_mlops.errors import RequestError
+from onprem_mlops.errors import RequestError, suggest
 from onprem_mlops.paths import REPOSITORY
 from onprem_mlops.site import Node, Site
 from onprem_mlops.site.role import ALL, Role, find_roles
@@ -97,10 +96,9 @@ class Graph:
 def load_phase(name: str) -> Phase:
     """Read `deploys/<name>.py`. Raises RequestError if there is no such phase."""
     if name not in PHASES:
-        close = get_close_matches(name, PHASES, 1)
-        advice = f"Did you mean {close[0]}?" if close else f"Phases: {', '.join(PHASES)}."
+        advice = suggest(name, PHASES, otherwise=f"phases: {', '.join(PHASES)}")
         if (REPOSITORY / "roles" / name / "settings.py").is_file():
-            advice = f"It is a role: --role {name}."
+            advice = f"it is a role: --role {name}"
         raise RequestError(f"there is no phase {name!r}", advice)
     path = REPOSITORY / "deploys" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"deploys.{name}", path)
@@ -196,10 +194,11 @@ def refuse_unknown(what: str, name: str | None, names: list[str]) -> None:
     """RequestError if a role or node is named that is not there."""
     if name is None or name in names:
         return
-    close = get_close_matches(name, names, 1)
-    advice = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(dict.fromkeys(names))}."
+    advice = suggest(name, set(names))
     if what == "role" and name in PHASES:
-        raise RequestError(f"{name} is a phase and no role", f"To deploy or verify it, leave --role out. {advice}")
+        raise RequestError(
+            f"{name} is a phase and no role", f"to deploy or verify it, leave --role out; for a role, {advice}"
+        )
     raise RequestError(f"there is no {what} {name!r} here", advice)
 
 

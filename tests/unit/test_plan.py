@@ -124,8 +124,8 @@ def test_a_role_that_is_off_is_no_need(modules: dict[str, SimpleNamespace]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"role": "stroe"}, "there is no role 'stroe' here\nDid you mean store?"),
-        ({"node": "w9"}, "there is no node 'w9' here\nThere are: c1, c2, w1, w2."),
+        ({"role": "stroe"}, "there is no role 'stroe' here\ndid you mean \"store\"?"),
+        ({"node": "w9"}, "there is no node 'w9' here\nknown: c1, c2, w1, w2"),
         ({"role": "store", "node": "w1"}, "nothing to do"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_need_that_does_not_exist_is_said(modules: dict[str, SimpleNamespace])
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("infrastructur", "Did you mean infrastructure?"), ("x", "Phases: "), ("gpu", "--role gpu")]
+    ("name", "advice"), [("infrastructur", 'did you mean "infrastructure"?'), ("x", "phases: "), ("gpu", "--role gpu")]
 )
 def test_a_phase_that_does_not_exist_is_said(name: str, advice: str) -> None:
     with pytest.raises(RequestError, match="there is no phase") as refusal:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from onprem_mlops.errors import RequestError
+from onprem_mlops.errors import RequestError, suggest
 from onprem_mlops.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "artifacts"
@@ -378,14 +378,11 @@ class Catalogue(_Strict):
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of that name; RequestError with the nearest names if there is none."""
-        from difflib import get_close_matches
-
         if found := self.by_name.get(name):
             return found
-        near = get_close_matches(name, list(self.by_name), n=3)
         raise RequestError(
             f"no artifact {name!r} in the catalogue",
-            f"did you mean {' or '.join(near)}?" if near else "`mlops mirror list` shows all",
+            suggest(name, self.by_name, otherwise="`./mlops mirror list` shows all"),
         )
 
     def closure(self, names: Iterable[str] | None) -> tuple[Artifact, ...]:

@@ -16,7 +16,7 @@ import typer
 from onprem_mlops.cli.handing_over import hand_over
 from onprem_mlops.cli.options import DEFAULT_INVENTORY, Inventory
 from onprem_mlops.cli.result import Result, writes
-from onprem_mlops.errors import RequestError
+from onprem_mlops.errors import RequestError, suggest
 from onprem_mlops.paths import REPOSITORY
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def bench(
     """Run one measurement of bench/ and print its figures with the command that repeats it."""
     known = sorted(path.stem for path in (REPOSITORY / "bench").glob("*.py") if not path.stem.startswith("_"))
     if name not in known:
-        raise RequestError(f"there is no measurement {name!r}", f"There are: {', '.join(known)}.")
+        raise RequestError(f"there is no measurement {name!r}", suggest(name, known))
     words = _after_dashes(context)
     command = [sys.executable, "-m", f"bench.{name}", *words]
     with tempfile.NamedTemporaryFile("r", prefix="mlops-figures-") as figures:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from onprem_mlops.errors import suggest
 from onprem_mlops.site.document import Document, Loc
-from onprem_mlops.site.explain import suggest
 from onprem_mlops.site.model import LAB_LONGEST_PREFIX, LAB_NETWORKS, Lab, Networks, Node, Site, Ssh
 from onprem_mlops.site.role import ALL, Role
 

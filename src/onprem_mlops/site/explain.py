@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 from typing import Any, Union
 
@@ -14,21 +13,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from onprem_mlops.errors import suggest
 from onprem_mlops.site.document import Document, Loc
 
 _SECRET_WORDS = re.compile(r"pass|secret|token|credential|private|api_?key", re.IGNORECASE)
 _USERINFO = re.compile(r"//[^/@\s]+@")
 _LONGEST_SHOWN = 60
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """``did you mean "x"?`` if a known word is close, else the known words."""
-    known = sorted(known)
-    if close := get_close_matches(word.lower(), known, n=1, cutoff=0.6):
-        return f'did you mean "{close[0]}"?'
-    if not known:
-        return "remove it"
-    return f"known: {', '.join(known)}"
 
 
 def shown(value: object, loc: Loc = ()) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from onprem_mlops.errors import suggest
 from onprem_mlops.site import checks, explain
 from onprem_mlops.site.document import Document, Loc, read_document
 from onprem_mlops.site.model import LabKeys, Node, Site
@@ -75,7 +76,7 @@ class _Loader:
         assert isinstance(self._document.values, dict)
         for key in self._document.values:
             if key not in known:
-                message = f"unknown key `{key}`; {explain.suggest(key, known)}"
+                message = f"unknown key `{key}`; {suggest(key, known)}"
                 self._document.report((key,), message, at_key=True)
 
     @functools.cached_property
@@ -131,9 +132,7 @@ class _Loader:
             if not isinstance(name, str):
                 self._document.report(loc, f"the name of a role is wanted, not {explain.shown(name)}; write it as text")
             elif name not in self._roles:
-                self._document.report(
-                    loc, f"unknown role {explain.shown(name)}; {explain.suggest(str(name), self._roles)}"
-                )
+                self._document.report(loc, f"unknown role {explain.shown(name)}; {suggest(str(name), self._roles)}")
             elif name in on:
                 self._document.report(loc, f'role "{name}" is in the list twice; keep one')
             else:
@@ -151,7 +150,7 @@ class _Loader:
     def _check_settings_of(self, name: str, on: tuple[str, ...]) -> None:
         loc = ("settings", name)
         if name not in self._roles:
-            message = f'settings for an unknown role "{name}"; {explain.suggest(name, self._roles)}'
+            message = f'settings for an unknown role "{name}"; {suggest(name, self._roles)}'
             self._document.report(loc, message, at_key=True)
         elif name not in on:
             message = f'settings for role "{name}", which is off; add it to `roles`, or remove its settings'

@@ -359,6 +359,6 @@ def test_a_node_that_is_off_is_named_and_not_taken_for_right(site: TestSite) -> 
 
 def test_wrong_names_are_refused_and_nothing_is_touched(site: TestSite, tmp_path: Path) -> None:
     refused = site.run("verify", "infrastructure", "--node", "w11").must(2)
-    assert 'Did you mean "w1"?' in refused.output
-    assert 'Did you mean "network"?' in site.run("verify", "infrastructure", "--role", "netwrk").must(2).output
+    assert 'did you mean "w1"?' in refused.output
+    assert 'did you mean "network"?' in site.run("verify", "infrastructure", "--role", "netwrk").must(2).output
     assert site.run("verify", "infrastucture").must(2).output.count("infrastructure") >= 1

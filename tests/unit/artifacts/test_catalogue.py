@@ -118,7 +118,7 @@ def test_broken_yaml_is_named(bench: Bench) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(RequestError) as caught:
         Catalogue.load().closure(["kubernets"])
-    assert caught.value.advice == "did you mean kubernetes?"
+    assert caught.value.advice == 'did you mean "kubernetes"?'
 
 
 def test_inputs_come_before_what_needs_them() -> None:

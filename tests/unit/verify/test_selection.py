@@ -38,15 +38,15 @@ def test_role_and_node_narrow_it(make_site: MakeSite) -> None:
 @pytest.mark.parametrize(
     ("role", "node", "message", "advice"),
     [
-        ("frnt", None, "no role 'frnt'", "Did you mean front?"),
+        ("frnt", None, "no role 'frnt'", 'did you mean "front"?'),
         (
             "infrastructure",
             None,
             "infrastructure is a phase and no role",
-            "To deploy or verify it, leave --role out. There are: front.",
+            "to deploy or verify it, leave --role out; for a role, known: front",
         ),
-        (None, "tow", "no node 'tow'", "Did you mean two?"),
-        (None, "zzzzz", "no node 'zzzzz'", "There are: one, two."),
+        (None, "tow", "no node 'tow'", 'did you mean "two"?'),
+        (None, "zzzzz", "no node 'zzzzz'", "known: one, two"),
     ],
 )
 def test_wrong_names_are_refused(
