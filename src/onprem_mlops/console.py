@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import threading
 import time
@@ -32,9 +33,19 @@ from onprem_mlops.events import (
     StepStarted,
 )
 
+
+class _Screen(Console):
+    """What people read; they may stop (`| head`), and the command goes on to its end."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nowhere from here on. rich would end the process here, and with it a deploy in the middle."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 # A file or another program has no width: lines that were broken for one could not be searched or copied.
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-errors = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+console = _Screen(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = _Screen(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 ANY_WIDTH = 10_000
 """Columns that no table fills."""

@@ -219,6 +219,26 @@ def test_a_stream_that_is_open_already_goes_on(tmp_path: Path) -> None:
     assert log.read_text().endswith("}\nafter\n")
 
 
+LIST = [sys.executable, "-m", "onprem_mlops", "mirror", "list"]
+
+
+def test_a_command_goes_on_when_nobody_reads_it(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as unread:
+        done = subprocess.run([*LIST, "--json", result], stdout=unread, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(result.read_text())["artifacts"]
+
+
+def test_no_room_for_what_is_printed_is_no_defect() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(LIST, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr and "defect" not in done.stderr
+
+
 def test_a_program_keeps_its_exit_code() -> None:
     def program(line: str) -> Result:
         return hand_over([line], lambda: subprocess.run(["sh", "-c", line], check=False).returncode)

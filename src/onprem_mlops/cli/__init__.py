@@ -84,9 +84,9 @@ def run(arguments: list[str] | None = None) -> int:
         return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return MlopsError.exit_code
     except OSError as error:
-        return _own_folders(error) or _defect(error)
+        return _own_folders(error) or _no_room(error) or _defect(error)
     except Exception as error:  # noqa: BLE001 - a defect of ours is told as one, its traceback kept aside
         return _defect(error)
     if code == INTERRUPTED_BY_TYPER:
@@ -115,6 +115,20 @@ def _own_folders(error: OSError) -> int:
             _show(f"{path}: {error.strerror}", f"Check {name} ({folder}), its rights and its space.")
             return MlopsError.exit_code if error.errno in _FULL else RequestError.exit_code
     return 0
+
+
+def _no_room(error: OSError) -> int:
+    """Tell that something cannot be written for want of room and give the exit code; 0 if it was something else.
+
+    A write that fails does not say to which file.
+    """
+    if error.errno not in _FULL:
+        return 0
+    _show(
+        f"what the command prints, or a file of its own, cannot be written: {error.strerror}",
+        f"Make room where its output goes, in {state_dir()} and in {cache_dir()}; then run it again.",
+    )
+    return MlopsError.exit_code
 
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
