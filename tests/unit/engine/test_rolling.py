@@ -59,7 +59,7 @@ class Cluster:
         command: Command = next(operation.generator("g1", [PLANE], **options))
         script = str(command).partition(": on cp1: ")[2]
         script = script.replace(KUBECTL, str(self._kubectl)).replace("/run/", f"{self._folder}/")
-        script = script.replace(f"+ {rolling.OFFER_SECONDS} ", "+ 1 ")
+        script = script.replace(f"await {rolling.OFFER_SECONDS} ", "await 1 ")
         environment = {"STANDS": NONE, **os.environ, **said}
         return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
 
@@ -140,7 +140,7 @@ def test_pods_come_once_a_pod_has_tried_the_node(cluster: Cluster) -> None:
     [
         pytest.param({"PHASE": "Failed"}, "no such device", 2, id="it-fails"),
         pytest.param({"CREATED": "1"}, "", 1, id="it-is-refused"),
-        pytest.param({"OFFERS": "1"}, "g1 offers 1 of cards and not 2", 0, id="cards-are-missing"),
+        pytest.param({"OFFERS": "1"}, "1\ng1 does not offer 2 of cards", 0, id="cards-are-missing"),
     ],
 )
 def test_no_pod_comes_to_a_node_that_none_has_tried(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BOOT_SECONDS = 900
 """A server with much memory and many cards takes minutes until it even begins to boot."""
+GONE_SECONDS = 60
 OFFER_SECONDS = 180
 TRIAL_SECONDS = 90
 """A new node pulls the trial's image first."""
@@ -191,17 +192,16 @@ def emptied(
             one did not survive the next would not, either.
     """
     node = shlex.quote(name)
-    pods = (
-        f'found=$({_KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name) && [ -z "$found" ]'
-    )
-    offered = f"found=$({_offered(node, resource)}) && case $found in [1-9]*) false ;; esac"
+    pods = f"{_KUBECTL} get pods -A -l {leaving} --field-selector spec.nodeName={node} -o name"
     script = (
         f"{_no_other_is_out(name) if drain and alone else ''}"
         f"{_no_trial(name)}\n"
         f"{_drained(name, label, seconds) if drain else ''}"
         f"{_KUBECTL} label node {node} {label}- || exit 1\n"
-        f"{_awaited(pods, f'pods with {leaving} do not leave {name}')}"
-        f"{_awaited(offered, f'{name} offers {resource} without them')}"
+        f'gone() {{ found=$({pods}) && echo "$found" && [ -z "$found" ]; }}\n'
+        f"await {GONE_SECONDS} gone || give_up 'pods with {leaving} do not leave {name}'\n"
+        f'none() {{ n=$({_offered(node, resource)}) && echo "$n" && case $n in [1-9]*) false ;; esac; }}\n'
+        f"await {GONE_SECONDS} none || give_up '{name} offers {resource} without them'\n"
     )
     yield Elsewhere(planes, _unbroken(name, script), seconds=_LONGEST + seconds + 180)
 
@@ -243,12 +243,14 @@ def _drained(name: str, label: str, seconds: int) -> str:
     )
 
 
-def _awaited(until: str, otherwise: str) -> str:
-    """Shell: wait a minute until something is so. What keeps it from being known stands before `otherwise`."""
-    return (
-        f"end=$(( $(date +%s) + 60 ))\nuntil said=$({{ {until}; }} 2>&1); do\n"
-        f'  [ $(date +%s) -lt $end ] || {{ echo "$said"; echo {shlex.quote(otherwise)}; exit 1; }}; sleep 0.5\ndone\n'
-    )
+_AWAIT = """\
+await() {
+  end=$(( $(date +%s) + $1 )); shift
+  until said=$("$@" 2>&1); do [ $(date +%s) -lt $end ] || return 1; sleep 0.5; done
+}
+give_up() { echo "$said"; echo "$1"; exit 1; }
+"""
+"""Shell: `await SECONDS FUNCTION` until it succeeds; `said` is what it printed last, and why it does not know."""
 
 
 def _unbroken(name: str, script: str) -> str:
@@ -258,9 +260,9 @@ def _unbroken(name: str, script: str) -> str:
     """
     lock = shlex.quote(f"/run/onprem-mlops-rolling-{name}.lock")
     return (
-        f"said=$(mktemp) || exit 1; ( exec 8>{lock}; flock -w {_LONGEST} 8 || "
-        f"{{ echo 'an earlier run still empties {name}, or lets it in'; exit 1; }}\n{script}) >$said 2>&1; status=$?\n"
-        "cat $said >&2; rm -f $said; exit $status"
+        f"log=$(mktemp) || exit 1; ( exec 8>{lock}; flock -w {_LONGEST} 8 || "
+        f"{{ echo 'an earlier run still empties {name}, or lets it in'; exit 1; }}\n{_AWAIT}{script}) >$log 2>&1\n"
+        "status=$?; cat $log >&2; rm -f $log; exit $status"
     )
 
 
@@ -323,12 +325,11 @@ def let_in(
     script = (
         f"{KUBECTL} wait --for=condition=Ready node/{node} --timeout={BOOT_SECONDS}s "
         f"&& {_KUBECTL} label node {node} {label}={TRYING if trial else value} --overwrite || exit 1\n"
-        f"end=$(( $(date +%s) + {OFFER_SECONDS} ))\n"
-        f'until n=$({_offered(node, resource)}) && [ "$n" -ge {least} ] 2>/dev/null; do\n'
-        "  [ $(date +%s) -lt $end ] && sleep 1 && continue\n"
-        f'  echo "{name} offers $n of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
-        f'it stays cordoned"\n'
-        f"  {_KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide; exit 1\ndone\n"
+        f'enough() {{ n=$({_offered(node, resource)}) && echo "$n" && [ "$n" -ge {least} ] 2>/dev/null; }}\n'
+        f"await {OFFER_SECONDS} enough || {{\n"
+        f"  {_KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide\n"
+        f"  give_up '{name} does not offer {least} of {resource}, {OFFER_SECONDS} s after its driver was there; "
+        "it stays cordoned'\n}\n"
         f"{_tried(name, trial) if trial else ''}"
         f"{_KUBECTL} label node {node} {label}={value} --overwrite || exit 1\n"
         f"{_uncordoned(node)}\n"
@@ -346,17 +347,17 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
     return (
         f'kube() {{ {_KUBECTL} -n {_TRIAL_NAMESPACE} "$@"; }}\n'
         f"{_no_trial(name)} && printf %s {shlex.quote(json.dumps(manifest))} | kube create -f - || exit 1\n"
-        f"end=$(( $(date +%s) + {TRIAL_SECONDS} ))\n"
         f"phase() {{ kube get pod {pod} -o jsonpath={{.status.phase}}; }}\n"
-        'until p=$(phase) && [ "$p" = Succeeded ]; do\n'
-        '  [ "$p" != Failed ] && [ $(date +%s) -lt $end ] && sleep 0.5 && continue\n'
-        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned:"\n'
+        'ended() { p=$(phase) && echo "$p" && case $p in Succeeded | Failed) ;; *) false ;; esac; }\n'
+        f"await {TRIAL_SECONDS} ended; p=$(phase)\n"
+        '[ "$p" = Succeeded ] || {\n'
+        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned ($p):"\n'
         f"  kube get pod {pod} -o jsonpath='{{.status.message}}'; echo\n"
         f"  kube get events --field-selector type=Warning,involvedObject.name={pod} "
         f"-o jsonpath={shlex.quote(lines)} | tail -n 4\n"
         f'  [ "$p" = Failed ] && kube logs --tail=5 {pod}\n'
         f"  {_no_trial(name)}; exit 1\n"
-        f"done\n{_no_trial(name)}\n"
+        f"}}\n{_no_trial(name)}\n"
     )
 
 
