@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onprem_mlops import wheelhouse
 from onprem_mlops.engine.facts import Packages, fact, probe
@@ -277,21 +279,23 @@ def _forget_kernels(ctx: Context[Settings], pins: Pins, *, ways_back: int = 1) -
 def ready(ctx: Context[Settings]) -> None:
     """Nodes whose driver is there and whose cards answer offer them, and are named by what they have."""
     # Asked of the cluster: a deploy of the control plane alone knows nothing of other nodes' steps, and begins none.
-    nodes = [node for node in ctx.settings.nodes(ctx.site) if _is_offering(node)]
-    if nodes:
-        kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system")
-    for node in nodes:
+    stand = [(node, kubectl.api(f"/api/v1/nodes/{node.name}").body) for node in ctx.settings.nodes(ctx.site)]
+    with_driver = [(node, body) for node, body in stand if GATE in body.get("metadata", {}).get("labels", {})]
+    offering = [node for node, body in with_driver if _is_offering(body)]
+    if offering:
+        # What names cards ends again and again where one is lost.
+        out = [node.name for node, _ in with_driver if node not in offering]
+        kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system", but=out)
+    for node in offering:
         offered = ctx.settings.offered(node)
         kubectl.offered(
             f"{node.name} offers its GPUs", node.name, ctx.settings.resource, offered, more=bool(ctx.settings.mig)
         )
 
 
-def _is_offering(node: Node) -> bool:
-    body = kubectl.api(f"/api/v1/nodes/{node.name}").body
-    conditions = {one["type"]: one["status"] for one in body.get("status", {}).get("conditions", ())}
-    label = body.get("metadata", {}).get("labels", {}).get(GATE, rolling.TRYING)
-    return label != rolling.TRYING and conditions.get("GpusHealthy") != "False"
+def _is_offering(body: Mapping[str, Any]) -> bool:
+    conditions = {one["type"]: one["status"] for one in body["status"].get("conditions", ())}
+    return body["metadata"]["labels"][GATE] != rolling.TRYING and conditions.get("GpusHealthy") != "False"
 
 
 @step(on=ON, after=("ready",))

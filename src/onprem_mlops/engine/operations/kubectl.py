@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,23 +192,30 @@ def pods_ready(*names: str, node: str, namespace: str, seconds: int = 120) -> It
 
 
 @operation
-def rolled_out(*workloads: str, namespace: str, seconds: int = 180) -> Iterator[Command]:
+def rolled_out(*workloads: str, namespace: str, seconds: int = 180, but: Collection[str] = ()) -> Iterator[Command]:
     """These workloads (`daemonsets/name`, `deployments/name`) run in their newest form, on every node that they should.
 
     Nodes that the cluster has lost sight of are not waited for: there a daemon set counts without them, and of a
     deployment as much as keeps it available is enough. What hinders is printed if they do not within `seconds`.
+
+    Args:
+        workloads: as the cluster names them.
+        namespace: that they are in.
+        seconds: how long they may take, all together.
+        but: names of nodes that should run them and are not waited for, as if they were lost.
     """
-    lost = _lost_nodes()
+    lost = _lost_nodes(but)
     waiting = [one for one in workloads if not _is_rolled_out(one, namespace, lost)]
     if waiting:
         names = " ".join(shlex.quote(one) for one in waiting)
         where = f"-n {shlex.quote(namespace)}"
-        yield Command(_WAIT.format(kubectl=KUBECTL, where=where, names=names, seconds=seconds), timeout=seconds + 60)
+        script = _WAIT.format(kubectl=KUBECTL, where=where, names=names, seconds=seconds, but=" ".join(but))
+        yield Command(script, timeout=seconds + 60)
 
 
 _WAIT = """\
-ready='{{range .items[*]}}{{.status.conditions[?(@.type=="Ready")].status}}{{"\\n"}}{{end}}'
-lost() {{ {kubectl} get nodes -o jsonpath="$ready" | grep -cx Unknown; }}
+ready='{{range .items[*]}}{{.metadata.name}} {{.status.conditions[?(@.type=="Ready")].status}}{{"\\n"}}{{end}}'
+lost() {{ {kubectl} get nodes -o jsonpath="$ready" | awk '$2 == "Unknown" || index(" {but} ", " " $1 " ")' | wc -l; }}
 number() {{ {kubectl} get {where} "$1" -o jsonpath="{{.status.$2}}"; }}
 enough() {{ case $1 in
   daemonsets/*) [ "$(number "$1" numberAvailable)" -ge $(( $(number "$1" desiredNumberScheduled) - $2 )) ] ;;
@@ -230,14 +237,13 @@ done"""
 writing into the broken pipe would look as if they were not up, and the next run would wait for this one to give up."""
 
 
-def _lost_nodes() -> int:
+def _lost_nodes(but: Collection[str]) -> int:
     """How many nodes the cluster has not heard of for a while. One that is just not ready yet is not among them."""
-    conditions = [
-        condition
+    return sum(
+        node["metadata"]["name"] in but
+        or any(one["type"] == "Ready" and one["status"] == "Unknown" for one in node["status"].get("conditions", ()))
         for node in api("/api/v1/nodes").body.get("items", ())
-        for condition in node["status"].get("conditions", ())
-    ]
-    return sum(one["type"] == "Ready" and one["status"] == "Unknown" for one in conditions)
+    )
 
 
 def _is_rolled_out(workload: str, namespace: str, lost: int) -> bool:
