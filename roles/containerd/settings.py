@@ -32,7 +32,11 @@ class Settings(RoleSettings):
         "else; there is no way to the internet, not even as a fallback.",
     )
     parallel_downloads: int = Field(
-        default=4, ge=1, le=32, description="Layers of one image fetched at once; the mirror is near and fast."
+        default=4,
+        strict=True,
+        ge=1,
+        le=32,
+        description="Layers of one image fetched at once; the mirror is near and fast.",
     )
 
     def artifacts(self) -> Iterable[str]:

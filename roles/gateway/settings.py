@@ -33,6 +33,7 @@ class Settings(RoleSettings):
     )
     requests_per_second: int = Field(
         500,
+        strict=True,
         ge=1,
         le=100_000,
         description="Requests that one client address may make, on average over ten seconds; more are answered with "
@@ -40,24 +41,28 @@ class Settings(RoleSettings):
     )
     connections: int = Field(
         4096,
+        strict=True,
         ge=64,
         le=20_000,
         description="Connections that may be open at once; further ones wait. Each costs up to 80 kB with TLS.",
     )
     connections_per_client: int = Field(
         512,
+        strict=True,
         ge=8,
         le=20_000,
         description="Connections that one client address may hold, so that none takes them all.",
     )
     largest_body_gib: int = Field(
         20,
+        strict=True,
         ge=1,
         description="Largest request, in GiB, whose length the client says; larger ones are answered with 413. The "
         "default is above S3's 5 GiB for one part and above image layers with CUDA in them.",
     )
     quiet_seconds: int = Field(
         600,
+        strict=True,
         ge=30,
         description="How long a service or a client may say nothing before its connection ends. Not the length of a "
         "transfer, which may go on for hours; the default lets a service think about a large upload.",

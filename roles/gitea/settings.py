@@ -100,7 +100,7 @@ class Mail(_Strict):
     """The site's relay for mail."""
 
     host: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="Name of the relay, which its certificate is for.")
-    port: int = Field(587, ge=1, le=65535, description="Its port.")
+    port: int = Field(587, strict=True, ge=1, le=65535, description="Its port.")
     protocol: Literal["smtp+starttls", "smtps"] = Field("smtp+starttls", description="How the connection gets TLS.")
     sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Address that mail comes from.")
     user: str = Field(
@@ -149,6 +149,7 @@ class Settings(RoleSettings):
     )
     approvals: int = Field(
         1,
+        strict=True,
         ge=0,
         le=10,
         description="Reviews that a change of the platform's own repositories needs before it is merged.",
@@ -164,7 +165,10 @@ class Settings(RoleSettings):
         description="Largest file attached to an issue or a release.",
     )
     repositories_per_person: int = Field(
-        50, ge=-1, description="Quota: repositories that a person may own; -1 for no limit. Teams have organisations."
+        50,
+        strict=True,
+        ge=-1,
+        description="Quota: repositories that a person may own; -1 for no limit. Teams have organisations.",
     )
     memory: Size = Field(
         ByteSize(2 << 30),

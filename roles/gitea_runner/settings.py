@@ -31,21 +31,29 @@ class Settings(RoleSettings):
     """The organisation that holds the site's own actions, under upstream's names."""
 
     capacity: int = Field(
-        2, ge=1, le=32, description="Jobs that run at once on each node, each in a slot of its own with these limits."
+        2,
+        strict=True,
+        ge=1,
+        le=32,
+        description="Jobs that run at once on each node, each in a slot of its own with these limits.",
     )
     labels: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ...] = Field(
         (), description="Labels for `runs-on` beside those that follow from the node, such as `debian-12`."
     )
     timeout_minutes: int = Field(
-        180, ge=1, le=10080, description="Minutes after which a job is ended. Gitea itself ends jobs after 3 hours."
+        180,
+        strict=True,
+        ge=1,
+        le=10080,
+        description="Minutes after which a job is ended. Gitea itself ends jobs after 3 hours.",
     )
     memory: MemoryLimit = Field("2G", description="Memory of one job at most; what needs more is ended.")
-    cpus: int = Field(1, ge=1, le=1024, description="Processors that one job may keep busy.")
+    cpus: int = Field(1, strict=True, ge=1, le=1024, description="Processors that one job may keep busy.")
     cache_size: Size = Field(
         ByteSize(20 << 30),
         description="Disk space of what jobs cache; beyond it, what is oldest goes when the next job begins.",
     )
-    processes: int = Field(1024, ge=64, le=65536, description="Processes and threads of one job at most.")
+    processes: int = Field(1024, strict=True, ge=64, le=65536, description="Processes and threads of one job at most.")
     reach: tuple[IPv4Network, ...] = Field(
         (),
         description="Networks that jobs may reach beside Gitea, the mirror and the gateway. None: a job is whatever "

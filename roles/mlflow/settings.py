@@ -61,6 +61,7 @@ class Settings(RoleSettings):
     )
     workers: int = Field(
         default=1,
+        strict=True,
         ge=1,
         le=16,
         description="Processes that answer requests, on each node. One holds 250 MB and answers some dozen requests "
@@ -72,6 +73,7 @@ class Settings(RoleSettings):
     )
     deleted_runs_kept_days: int = Field(
         default=30,
+        strict=True,
         ge=1,
         description="Days after which a deleted run goes for good, with its artifacts. Until then it can be restored.",
     )

@@ -22,6 +22,7 @@ class Settings(RoleSettings):
 
     mtu: int = Field(
         default=0,
+        strict=True,
         ge=0,
         le=9000,
         description="MTU of pods. 0: Calico takes the nodes' and leaves room for VXLAN.",
@@ -32,7 +33,7 @@ class Settings(RoleSettings):
         "names do not exist; the platform needs no internet, and nothing leaks into it.",
     )
     ready_seconds: int = Field(
-        default=300, ge=30, description="How long the first start of the network may take on slow disks."
+        default=300, strict=True, ge=30, description="How long the first start of the network may take on slow disks."
     )
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:

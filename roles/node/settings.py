@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, ByteSize, Field, PlainSerializer
+from pydantic import AfterValidator, ByteSize, Field
 
 from onprem_mlops.roles import ALL, Opening, RoleSettings
 from onprem_mlops.site import Node, Site
-from onprem_mlops.site.fields import UserName
+from onprem_mlops.site.fields import Size, UserName
 
 KERNEL_PARAMETERS: Mapping[str, tuple[str, str]] = {
     "net.ipv4.ip_forward": ("1", "the node routes its pods' packets"),
@@ -39,7 +39,7 @@ def _at_least_64_mebibytes(size: int) -> int:
     return size
 
 
-Size = Annotated[ByteSize, PlainSerializer(int), AfterValidator(_at_least_64_mebibytes)]
+JournalSize = Annotated[Size, AfterValidator(_at_least_64_mebibytes)]
 
 
 class Settings(RoleSettings):
@@ -82,16 +82,17 @@ class Settings(RoleSettings):
     )
     disk_free_percent: int = Field(
         5,
+        strict=True,
         ge=0,
         le=50,
         description="What verification wants left of each file system, of its space and of its entries for files. "
         "Below this a disk is full within days.",
     )
-    journal_size: Size = Field(
+    journal_size: JournalSize = Field(
         ByteSize(2 << 30), description="Disk space of the journal at most: weeks of a busy node's messages."
     )
     journal_days: int = Field(
-        90, ge=1, le=3650, description="Days after which messages go, whether there is space or not."
+        90, strict=True, ge=1, le=3650, description="Days after which messages go, whether there is space or not."
     )
     held_packages: tuple[str, ...] = Field(
         ("runc", "containerd", "haproxy", "keepalived"),

@@ -45,6 +45,7 @@ class Settings(RoleSettings):
     )
     connections: int = Field(
         200,
+        strict=True,
         ge=50,
         le=2000,
         description="Most connections at once. Each is a process, and another number is a restart: the default has "

@@ -19,6 +19,7 @@ from pydantic import (
     PlainSerializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 GENERATED = "generated"
 """What a lab's site file says instead of a key that is made on this machine."""
@@ -165,6 +166,13 @@ def _address_text(value: object) -> object:
     return value if isinstance(value, (str, IPv4Address, IPv4Network)) else str(value)
 
 
+def _no_truth_value(value: object) -> object:
+    """To Python `true` is a 1, and one byte is nobody's wish."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("byte_size", "a size is wanted")
+    return value
+
+
 Address = Annotated[IPv4Address, BeforeValidator(_address_text)]
 Network = Annotated[IPv4Network, BeforeValidator(_address_text)]
 DnsLabel = Annotated[str, AfterValidator(dns_label)]
@@ -176,6 +184,6 @@ DevicePath = Annotated[str, AfterValidator(device_path)]
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 LabelKey = Annotated[str, AfterValidator(label_key)]
 LabelValue = Annotated[str, AfterValidator(label_value)]
-Size = Annotated[ByteSize, PlainSerializer(int)]
+Size = Annotated[ByteSize, BeforeValidator(_no_truth_value), PlainSerializer(int)]
 MemoryLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]*[MG]$", examples=["2G"])]
 """As systemd's `MemoryMax=` reads it."""
