@@ -284,7 +284,7 @@ def ready(ctx: Context[Settings]) -> None:
     offering = [node for node, body in with_driver if _is_offering(body)]
     if offering:
         # What names cards ends again and again where one is lost.
-        out = [node.name for node, _ in with_driver if node not in offering]
+        out = [node.name for node, body in with_driver if _is_short_of_a_card(body)]
         kubectl.rolled_out("GPUs are offered and named", *WORKLOADS, namespace="kube-system", but=out)
     for node in offering:
         offered = ctx.settings.offered(node)
@@ -294,8 +294,12 @@ def ready(ctx: Context[Settings]) -> None:
 
 
 def _is_offering(body: Mapping[str, Any]) -> bool:
+    return body["metadata"]["labels"][GATE] != rolling.TRYING and not _is_short_of_a_card(body)
+
+
+def _is_short_of_a_card(body: Mapping[str, Any]) -> bool:
     conditions = {one["type"]: one["status"] for one in body["status"].get("conditions", ())}
-    return body["metadata"]["labels"][GATE] != rolling.TRYING and conditions.get("GpusHealthy") != "False"
+    return conditions.get("GpusHealthy") == "False"
 
 
 @step(on=ON, after=("ready",))

@@ -194,7 +194,7 @@ def refuse_unknown(what: str, name: str | None, names: list[str]) -> None:
     """RequestError if a role or node is named that is not there."""
     if name is None or name in names:
         return
-    advice = suggest(name, set(names))
+    advice = suggest(name, set(names)) if names else f"there is no {what} at all"
     if what == "role" and name in PHASES:
         raise RequestError(
             f"{name} is a phase and no role", f"to deploy or verify it, leave --role out; for a role, {advice}"

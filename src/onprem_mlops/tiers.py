@@ -121,8 +121,7 @@ def _one(command: tuple[str, ...], count: Count) -> None:
     ) as process:
         last = ""
         for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            console.out(line, end="", highlight=False)
             last = line if line.strip() else last
         status = process.wait()
     if not is_pytest:
@@ -161,4 +160,4 @@ def _report(counts: dict[str, Count], without: list[str]) -> None:
         console.print(f"{name:<6} [yellow]left out by name[/yellow]")
     passed = sum(count.passed for count in counts.values())
     failed = sum(count.failed for count in counts.values()) + sum(1 for count in counts.values() if count.problem)
-    sys.stdout.write(f"\n{passed} passed, {failed} failed, {sum(c.skipped for c in counts.values())} skipped\n")
+    console.print(f"\n{passed} passed, {failed} failed, {sum(c.skipped for c in counts.values())} skipped")

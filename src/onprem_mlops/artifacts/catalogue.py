@@ -377,7 +377,7 @@ class Catalogue(_Strict):
         return {artifact.name: artifact for artifact in self.artifacts}
 
     def artifact(self, name: str) -> Artifact:
-        """The artifact of that name; RequestError with the nearest names if there is none."""
+        """The artifact of that name; RequestError with the nearest name if there is none."""
         if found := self.by_name.get(name):
             return found
         raise RequestError(

@@ -82,9 +82,6 @@ def run(arguments: list[str] | None = None) -> int:
         return Interrupted.exit_code
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return MlopsError.exit_code
     except OSError as error:
         return _own_folders(error) or _no_room(error) or _defect(error)
     except Exception as error:  # noqa: BLE001 - a defect of ours is told as one, its traceback kept aside
@@ -118,14 +115,13 @@ def _own_folders(error: OSError) -> int:
 
 
 def _no_room(error: OSError) -> int:
-    """Tell that something cannot be written for want of room and give the exit code; 0 if it was something else.
-
-    A write that fails does not say to which file.
-    """
+    """Tell that something cannot be written for want of room and give the exit code; 0 if it was something else."""
     if error.errno not in _FULL:
         return 0
+    # A file that cannot be made has a name; a write that fails does not say to which file.
+    what = error.filename or "what the command prints, or a file of its own,"
     _show(
-        f"what the command prints, or a file of its own, cannot be written: {error.strerror}",
+        f"{what} cannot be written: {error.strerror}",
         f"Make room where its output goes, in {state_dir()} and in {cache_dir()}; then run it again.",
     )
     return MlopsError.exit_code

@@ -169,6 +169,8 @@ def _message(details: ErrorDetails, loc: Loc, example: str) -> str:
         return f"{name} is {shown(given, loc)}; write {_one_of(context['expected'])}"
     if kind == "string_pattern_mismatch" and example:
         return f"{name} is {shown(given, loc)}; write it like {example}"
+    if kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[0-9.]+", given):
+        return f"{name} is {shown(given, loc)}; write it without quotes: {given}"
     wanted = _WANTED.get(kind) or _limit(kind, context) or details["msg"][0].lower() + details["msg"][1:]
     return f"{name} is {shown(given, loc)}; {wanted}"
 

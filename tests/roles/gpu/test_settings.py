@@ -64,7 +64,11 @@ def test_only_gpu_nodes_are_tainted_and_measured(tmp_path: Path) -> None:
             "give either mig or shared_by",
         ),
         (node("g1", 22, "worker", "gpu", gpus=[REAL]), {"shared_by": True}, "`shared_by` is true; a whole number"),
-        (node("g1", 22, "worker", "gpu", gpus=[REAL]), {"quotas": {"a": "3"}}, '`a` is "3"; a whole number'),
+        (
+            node("g1", 22, "worker", "gpu", gpus=[REAL]),
+            {"quotas": {"a": "3"}},
+            '`a` is "3"; write it without quotes: 3',
+        ),
         (node("g1", 22, "worker", "gpu", gpus=[REAL]), {"driver": "newest"}, '"newest"; write it like 535.309.01'),
         (
             node("g1", 22, "worker", "gpu", gpus=[REAL]),

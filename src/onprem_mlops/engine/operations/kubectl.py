@@ -202,10 +202,12 @@ def rolled_out(*workloads: str, namespace: str, seconds: int = 180, but: Collect
         workloads: as the cluster names them.
         namespace: that they are in.
         seconds: how long they may take, all together.
-        but: names of nodes that should run them and are not waited for, as if they were lost.
+        but: names of nodes on which a daemon set's pods need not be up: of its newest form they must be, and as many
+            pods as there are other nodes must be up.
     """
-    lost = _lost_nodes(but)
-    waiting = [one for one in workloads if not _is_rolled_out(one, namespace, lost)]
+    lost = _lost_nodes()
+    out = _lost_nodes(but)
+    waiting = [one for one in workloads if not _is_rolled_out(one, namespace, lost, out)]
     if waiting:
         names = " ".join(shlex.quote(one) for one in waiting)
         where = f"-n {shlex.quote(namespace)}"
@@ -215,14 +217,16 @@ def rolled_out(*workloads: str, namespace: str, seconds: int = 180, but: Collect
 
 _WAIT = """\
 ready='{{range .items[*]}}{{.metadata.name}} {{.status.conditions[?(@.type=="Ready")].status}}{{"\\n"}}{{end}}'
-lost() {{ {kubectl} get nodes -o jsonpath="$ready" | awk '$2 == "Unknown" || index(" {but} ", " " $1 " ")' | wc -l; }}
-number() {{ {kubectl} get {where} "$1" -o jsonpath="{{.status.$2}}"; }}
+lost() {{ {kubectl} get nodes -o jsonpath="$ready" | awk '$2 == "Unknown" || index(" '"$*"' ", " " $1 " ")' | wc -l; }}
+is() {{ {kubectl} get {where} "$1" -o jsonpath="{{.$2}}"; }}
+but() {{ [ "$(is "$1" "status.$2")" -ge $(( $(is "$1" status.desiredNumberScheduled) - $3 )) ]; }}
 enough() {{ case $1 in
-  daemonsets/*) [ "$(number "$1" numberAvailable)" -ge $(( $(number "$1" desiredNumberScheduled) - $2 )) ] ;;
-  *) {kubectl} wait {where} --for=condition=Available --timeout=1s "$1" ;;
+  daemonsets/*) [ "$(is "$1" metadata.generation)" = "$(is "$1" status.observedGeneration)" ] &&
+    but "$1" updatedNumberScheduled $(lost) && but "$1" numberAvailable $(lost {but}) ;;
+  *) [ $(lost) -gt 0 ] && {kubectl} wait {where} --for=condition=Available --timeout=1s "$1" ;;
 esac >/dev/null 2>&1; }}
 up() {{ {kubectl} rollout status {where} --timeout=5s "$1" >/dev/null 2>&1 && return
-  n=$(lost); [ "$n" -gt 0 ] && enough "$1" "$n"; }}
+  [ $(lost {but}) -gt 0 ] && enough "$1"; }}
 end=$(( $(date +%s) + {seconds} ))
 for one in {names}; do
   until up "$one"; do
@@ -237,16 +241,16 @@ done"""
 writing into the broken pipe would look as if they were not up, and the next run would wait for this one to give up."""
 
 
-def _lost_nodes(but: Collection[str]) -> int:
+def _lost_nodes(also: Collection[str] = ()) -> int:
     """How many nodes the cluster has not heard of for a while. One that is just not ready yet is not among them."""
     return sum(
-        node["metadata"]["name"] in but
+        node["metadata"]["name"] in also
         or any(one["type"] == "Ready" and one["status"] == "Unknown" for one in node["status"].get("conditions", ()))
         for node in api("/api/v1/nodes").body.get("items", ())
     )
 
 
-def _is_rolled_out(workload: str, namespace: str, lost: int) -> bool:
+def _is_rolled_out(workload: str, namespace: str, lost: int, out: int) -> bool:
     answer = api(f"/apis/apps/v1/namespaces/{namespace}/{workload}")
     if answer.status != 200:
         return False
@@ -256,8 +260,8 @@ def _is_rolled_out(workload: str, namespace: str, lost: int) -> bool:
         return False
     if body["kind"] == "DaemonSet":
         wanted = status["desiredNumberScheduled"]
-        run = min(status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0))
-        return bool(wanted) and run >= wanted - lost
+        updated, available = status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0)
+        return bool(wanted) and updated >= wanted - lost and available >= wanted - out
     if lost:
         return any(one["type"] == "Available" and one["status"] == "True" for one in status.get("conditions", ()))
     wanted = spec["replicas"]

@@ -248,9 +248,11 @@ await() {
   end=$(( $(date +%s) + $1 )); shift
   until said=$("$@" 2>&1); do [ $(date +%s) -lt $end ] || return 1; sleep 0.5; done
 }
+last() { echo "$said" | tail -n 1; }
 give_up() { echo "$said"; echo "$1"; exit 1; }
 """
-"""Shell: `await SECONDS FUNCTION` until it succeeds; `said` is what it printed last, and why it does not know."""
+"""Shell: `await SECONDS FUNCTION` until it succeeds; `said` is all that it printed then, its answer in the last line
+and before it what kubectl had to warn of; if it does not know the answer, why."""
 
 
 def _unbroken(name: str, script: str) -> str:
@@ -328,8 +330,8 @@ def let_in(
         f'enough() {{ n=$({_offered(node, resource)}) && echo "$n" && [ "$n" -ge {least} ] 2>/dev/null; }}\n'
         f"await {OFFER_SECONDS} enough || {{\n"
         f"  {_KUBECTL} get pods -A --field-selector spec.nodeName={node} -o wide\n"
-        f"  give_up '{name} does not offer {least} of {resource}, {OFFER_SECONDS} s after its driver was there; "
-        "it stays cordoned'\n}\n"
+        f'  echo "{name} offers $(last) of {resource} and not {least}, {OFFER_SECONDS} s after its driver was there; '
+        'it stays cordoned"; exit 1\n}\n'
         f"{_tried(name, trial) if trial else ''}"
         f"{_KUBECTL} label node {node} {label}={value} --overwrite || exit 1\n"
         f"{_uncordoned(node)}\n"
@@ -349,9 +351,9 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
         f"{_no_trial(name)} && printf %s {shlex.quote(json.dumps(manifest))} | kube create -f - || exit 1\n"
         f"phase() {{ kube get pod {pod} -o jsonpath={{.status.phase}}; }}\n"
         'ended() { p=$(phase) && echo "$p" && case $p in Succeeded | Failed) ;; *) false ;; esac; }\n'
-        f"await {TRIAL_SECONDS} ended; p=$(phase)\n"
+        f"await {TRIAL_SECONDS} ended; p=$(last)\n"
         '[ "$p" = Succeeded ] || {\n'
-        f'  echo "a pod that tries what {name} offers does not run there; the node stays cordoned ($p):"\n'
+        f'  echo "a pod that tries what {name} offers does not run there ($p); the node stays cordoned:"\n'
         f"  kube get pod {pod} -o jsonpath='{{.status.message}}'; echo\n"
         f"  kube get events --field-selector type=Warning,involvedObject.name={pod} "
         f"-o jsonpath={shlex.quote(lines)} | tail -n 4\n"
