@@ -77,7 +77,9 @@ def all_up(nodes: None) -> None:
 def said(node: str, *remote: str) -> str:
     """What a command on a node prints."""
     command = lab.ssh_command(SPEC, SPEC.node(node), *remote)
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{node}: {' '.join(remote)}: exit {done.returncode}: {done.stderr}"
+    return done.stdout.strip()
 
 
 def row(node: str) -> lab.NodeStatus:

@@ -36,7 +36,8 @@ def ssh_command(spec: LabSpec, node: LabNode, *remote: str, batch: bool = True) 
         "UserKnownHostsFile": str(folders.known_hosts),
         "GlobalKnownHostsFile": "/dev/null",
         "IdentitiesOnly": "yes",
-        "ConnectTimeout": "5",
+        # sshd's greeting counts, too, and on a machine that is busy to the last core it is slow.
+        "ConnectTimeout": "20",
         "LogLevel": "ERROR",
     }
     if batch:
