@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Any, get_args
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from onprem_mlops.errors import RequestError
 from onprem_mlops.paths import REPOSITORY
@@ -20,7 +16,6 @@ from onprem_mlops.roles import Opening, Role
 from onprem_mlops.site import Hidden, Site, SiteError, load_site
 from onprem_mlops.site.explain import shown
 from onprem_mlops.site.fields import fingerprint
-from onprem_mlops.site.role import find_roles
 
 _KEY_PREFIX = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20"
 
@@ -165,29 +160,3 @@ def test_the_lab_loads_within_150_milliseconds() -> None:
         load_site(REPOSITORY / "inventories/lab")
         times.append(time.process_time() - begun)
     assert min(times) < 0.15, times
-
-
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-        for field in annotation.model_fields.values():
-            yield from _models(field.annotation)
-    for argument in get_args(annotation):
-        yield from _models(argument)
-
-
-def _numbers() -> Iterator[tuple[str, Any]]:
-    """Every field of a site file that takes a number, not just this one, with its type."""
-    parts = (Site, *(role.settings for role in find_roles().values()))
-    for model in dict.fromkeys(one for part in parts for one in _models(part)):
-        for name, field in model.model_fields.items():
-            kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-            schema = json.dumps(TypeAdapter(kind).json_schema())
-            if re.search(r'"type": "(integer|number)"', schema) and '"const"' not in schema:
-                yield f"{model.__module__}.{model.__name__}.{name}", kind
-
-
-@pytest.mark.parametrize(("name", "kind"), [pytest.param(*one, id=one[0]) for one in _numbers()])
-def test_a_truth_value_is_no_number(name: str, kind: Any) -> None:
-    with pytest.raises(ValidationError):
-        TypeAdapter(kind).validate_python(True)

@@ -349,8 +349,8 @@ def _tried(name: str, spec: Mapping[str, Any]) -> str:
     return (
         f'kube() {{ {_KUBECTL} -n {_TRIAL_NAMESPACE} "$@"; }}\n'
         f"{_no_trial(name)} && printf %s {shlex.quote(json.dumps(manifest))} | kube create -f - || exit 1\n"
-        f"phase() {{ kube get pod {pod} -o jsonpath={{.status.phase}}; }}\n"
-        'ended() { p=$(phase) && echo "$p" && case $p in Succeeded | Failed) ;; *) false ;; esac; }\n'
+        f"ended() {{ p=$(kube get pod {pod} -o jsonpath={{.status.phase}}) && "
+        'echo "$p" && case $p in Succeeded | Failed) ;; *) false ;; esac; }\n'
         f"await {TRIAL_SECONDS} ended; p=$(last)\n"
         '[ "$p" = Succeeded ] || {\n'
         f'  echo "a pod that tries what {name} offers does not run there ($p); the node stays cordoned:"\n'
