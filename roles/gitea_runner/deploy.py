@@ -41,6 +41,8 @@ class Paths:
     cache_unit: str = "onprem-gitea-cache.service"
     proxy_socket: str = "onprem-gitea-cache-proxy.socket"
     proxy_unit: str = "onprem-gitea-cache-proxy.service"
+    watch_unit: str = "onprem-gitea-runner-watch.service"
+    watch_timer: str = "onprem-gitea-runner-watch.timer"
 
     def unit(self, name: str) -> str:
         """The file of a unit."""
@@ -153,7 +155,7 @@ def serve(ctx: Context[Settings]) -> None:
     files.content(
         "what goes on around a job",
         PATHS.slot,
-        ctx.render("slot.sh.j2", version=version, mark=network.mark_loaded(PATHS.table), **values),
+        ctx.render("slot.sh.j2", version=version, slots=SLOTS, mark=network.mark_loaded(PATHS.table), **values),
         mode="755",
     )
     files.content("unit of the slots", SLOT_UNIT, ctx.render("onprem-gitea-runner@.service.j2", **values))
@@ -163,6 +165,9 @@ def serve(ctx: Context[Settings]) -> None:
     for slot in ctx.settings.slots:
         systemd.service(f"slot {slot}", f"{SLOTS}{slot}.service", configuration=read)
     _fewer(ctx)
+    for unit in (PATHS.watch_unit, PATHS.watch_timer):
+        files.content(f"unit {unit}", PATHS.unit(unit), ctx.render(f"{unit}.j2", **values))
+    systemd.service("watch of the slots", PATHS.watch_timer, configuration=(PATHS.unit(PATHS.watch_timer),))
 
 
 def _cache(ctx: Context[Settings]) -> None:
@@ -224,6 +229,7 @@ def _fewer(ctx: Context[Settings]) -> None:
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
     """Take the runner off. The cache can be filled again, and goes; actions and artifacts are Gitea's."""
+    systemd.gone("no watch of the slots", PATHS.watch_timer)
     for slot in range(1, 33):
         if ctx.settings.capacity >= slot or probe(f"getent passwd {ctx.settings.user(slot)}").ok:
             systemd.gone(f"no slot {slot}", f"{SLOTS}{slot}.service")
@@ -232,7 +238,8 @@ def remove(ctx: Context[Settings]) -> None:
     for unit in units:
         systemd.gone(f"no {unit}", unit)
     network.no_ruleset("no packet filter of jobs", PATHS.rules, PATHS.table)
-    files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in units))
+    laid_down = (*units, PATHS.watch_unit, PATHS.watch_timer)
+    files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in laid_down))
     for path in (PATHS.configuration, PATHS.programs, ctx.settings.data, ctx.settings.cache):
         files.absent(f"no {PurePosixPath(path).name}", path, recursive=True)
     files.absent("no folders of slots", "/run/onprem-gitea-runner", recursive=True)
