@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from onprem_mlops.roles import RoleSettings
 
@@ -31,9 +31,8 @@ class Settings(RoleSettings):
         description="Registries that image references may name. Each is answered by the site's mirror and by nobody "
         "else; there is no way to the internet, not even as a fallback.",
     )
-    parallel_downloads: int = Field(
+    parallel_downloads: StrictInt = Field(
         default=4,
-        strict=True,
         ge=1,
         le=32,
         description="Layers of one image fetched at once; the mirror is near and fast.",

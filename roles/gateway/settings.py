@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route
 from onprem_mlops.site import Node, Site
@@ -31,38 +31,33 @@ class Settings(RoleSettings):
         description="Networks that may use the services, beside nodes, pods and the controller, such as the company's "
         "offices. None: a platform opens nothing that nobody asked for.",
     )
-    requests_per_second: int = Field(
+    requests_per_second: StrictInt = Field(
         500,
-        strict=True,
         ge=1,
         le=100_000,
         description="Requests that one client address may make, on average over ten seconds; more are answered with "
         "429. All pods of a node share its address: the default bounds a runaway client and lets them work.",
     )
-    connections: int = Field(
+    connections: StrictInt = Field(
         4096,
-        strict=True,
         ge=64,
         le=20_000,
         description="Connections that may be open at once; further ones wait. Each costs up to 80 kB with TLS.",
     )
-    connections_per_client: int = Field(
+    connections_per_client: StrictInt = Field(
         512,
-        strict=True,
         ge=8,
         le=20_000,
         description="Connections that one client address may hold, so that none takes them all.",
     )
-    largest_body_gib: int = Field(
+    largest_body_gib: StrictInt = Field(
         20,
-        strict=True,
         ge=1,
         description="Largest request, in GiB, whose length the client says; larger ones are answered with 413. The "
         "default is above S3's 5 GiB for one part and above image layers with CUDA in them.",
     )
-    quiet_seconds: int = Field(
+    quiet_seconds: StrictInt = Field(
         600,
-        strict=True,
         ge=30,
         description="How long a service or a client may say nothing before its connection ends. Not the length of a "
         "transfer, which may go on for hours; the default lets a service think about a large upload.",

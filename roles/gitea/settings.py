@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, StrictInt, StringConstraints
 
 from onprem_mlops.roles import (
     Bucket,
@@ -100,7 +100,7 @@ class Mail(_Strict):
     """The site's relay for mail."""
 
     host: str = Field(pattern=r"^[A-Za-z0-9.-]+$", description="Name of the relay, which its certificate is for.")
-    port: int = Field(587, strict=True, ge=1, le=65535, description="Its port.")
+    port: StrictInt = Field(587, ge=1, le=65535, description="Its port.")
     protocol: Literal["smtp+starttls", "smtps"] = Field("smtp+starttls", description="How the connection gets TLS.")
     sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Address that mail comes from.")
     user: str = Field(
@@ -147,9 +147,8 @@ class Settings(RoleSettings):
         "the API (Git itself needs a token or a key anyway). The default, since an administrator's password is worth "
         "as much as all that the platform runs.",
     )
-    approvals: int = Field(
+    approvals: StrictInt = Field(
         1,
-        strict=True,
         ge=0,
         le=10,
         description="Reviews that a change of the platform's own repositories needs before it is merged.",
@@ -164,9 +163,8 @@ class Settings(RoleSettings):
         ByteSize(256 << 20),
         description="Largest file attached to an issue or a release.",
     )
-    repositories_per_person: int = Field(
+    repositories_per_person: StrictInt = Field(
         50,
-        strict=True,
         ge=-1,
         description="Quota: repositories that a person may own; -1 for no limit. Teams have organisations.",
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Annotated, ClassVar
 
-from pydantic import ByteSize, Field, StringConstraints
+from pydantic import ByteSize, Field, StrictInt, StringConstraints
 
 from onprem_mlops.roles import Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
@@ -30,9 +30,8 @@ class Settings(RoleSettings):
     organisation: ClassVar[str] = "actions"
     """The organisation that holds the site's own actions, under upstream's names."""
 
-    capacity: int = Field(
+    capacity: StrictInt = Field(
         2,
-        strict=True,
         ge=1,
         le=32,
         description="Jobs that run at once on each node, each in a slot of its own with these limits.",
@@ -40,20 +39,19 @@ class Settings(RoleSettings):
     labels: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ...] = Field(
         (), description="Labels for `runs-on` beside those that follow from the node, such as `debian-12`."
     )
-    timeout_minutes: int = Field(
+    timeout_minutes: StrictInt = Field(
         180,
-        strict=True,
         ge=1,
         le=10080,
         description="Minutes after which a job is ended. Gitea itself ends jobs after 3 hours.",
     )
     memory: MemoryLimit = Field("2G", description="Memory of one job at most; what needs more is ended.")
-    cpus: int = Field(1, strict=True, ge=1, le=1024, description="Processors that one job may keep busy.")
+    cpus: StrictInt = Field(1, ge=1, le=1024, description="Processors that one job may keep busy.")
     cache_size: Size = Field(
         ByteSize(20 << 30),
         description="Disk space of what jobs cache; beyond it, what is oldest goes when the next job begins.",
     )
-    processes: int = Field(1024, strict=True, ge=64, le=65536, description="Processes and threads of one job at most.")
+    processes: StrictInt = Field(1024, ge=64, le=65536, description="Processes and threads of one job at most.")
     reach: tuple[IPv4Network, ...] = Field(
         (),
         description="Networks that jobs may reach beside Gitea, the mirror and the gateway. None: a job is whatever "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StrictInt, StringConstraints
 
 from onprem_mlops.roles import Opening, Problem, RoleSettings
 from onprem_mlops.site import Node, Site
@@ -45,9 +45,8 @@ class Settings(RoleSettings):
         "and the open ones on a node with a card that needs them. The open ones know Turing and later; Debian 12 has "
         "them in the driver of its point release only, not in that of its security archive.",
     )
-    shared_by: int = Field(
+    shared_by: StrictInt = Field(
         1,
-        strict=True,
         ge=1,
         le=64,
         description="Pods that share one card by turns (time-slicing). 1: a card belongs to one pod. Shared cards have "
@@ -62,30 +61,28 @@ class Settings(RoleSettings):
         "and later). A part counts as one GPU, with memory of its own. Nodes whose cards cannot be cut keep them "
         "whole. None: cards stay whole. A change empties node after node.",
     )
-    quotas: Mapping[Namespace, Annotated[int, Field(strict=True, ge=0)]] = Field(
+    quotas: Mapping[Namespace, Annotated[StrictInt, Field(ge=0)]] = Field(
         default_factory=dict,
         description="GPUs that the pods of a team's namespace may ask for together: cards, or parts of them with mig, "
         "or turns with shared_by; the namespace is made if it is not there. One that is not named here may hold none: "
         "who gets a card is decided here, not by who comes first.",
     )
-    exporter_port: int = Field(
-        9835, strict=True, ge=1024, le=65535, description="Port of each GPU node's metrics, in the Prometheus format."
+    exporter_port: StrictInt = Field(
+        9835, ge=1024, le=65535, description="Port of each GPU node's metrics, in the Prometheus format."
     )
     exporter_sources: tuple[str, ...] = Field(
         ("services",),
         description="Groups and networks that may read the metrics, which name the processes on the cards.",
     )
-    drain_minutes: int = Field(
+    drain_minutes: StrictInt = Field(
         10,
-        strict=True,
         ge=1,
         le=1440,
         description="How long pods may take to leave a node whose driver or kernel changes, as jobs need that write a "
         "checkpoint. A node that they do not leave stays as it is, and the run stops there.",
     )
-    boot_minutes: int = Field(
+    boot_minutes: StrictInt = Field(
         15,
-        strict=True,
         ge=2,
         le=120,
         description="How long a node may take to come back from a reboot before the run stops there.",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
 
 from onprem_mlops.roles import Opening, Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
@@ -33,9 +33,8 @@ class Settings(RoleSettings):
     groups: ClassVar[tuple[str, ...]] = ("control_plane", "worker")
     requires: ClassVar[tuple[str, ...]] = ("node", "containerd")
 
-    endpoint_port: int = Field(
+    endpoint_port: StrictInt = Field(
         default=8443,
-        strict=True,
         ge=1024,
         le=65535,
         description="Port of the API endpoint api.<domain>, answered by haproxy on every control plane. It is there "
@@ -44,9 +43,8 @@ class Settings(RoleSettings):
     extra_names: tuple[str, ...] = Field(
         default=(), description="More names and addresses that the API server's certificate is to be good for."
     )
-    vrrp_id: int = Field(
+    vrrp_id: StrictInt = Field(
         default=51,
-        strict=True,
         ge=1,
         le=255,
         description="Number of the virtual router that carries the API address; another one on the same network "
@@ -57,19 +55,15 @@ class Settings(RoleSettings):
         description="kubeadm checks that may fail, by name. Empty: each of them has its reason on real hardware.",
     )
 
-    audit_days: int = Field(default=30, strict=True, ge=1, description="Days that audit logs are kept (CIS 1.2.18).")
-    audit_files: int = Field(
-        default=10, strict=True, ge=1, description="Rotated audit logs that are kept (CIS 1.2.19)."
-    )
-    audit_megabytes: int = Field(
-        default=100, strict=True, ge=1, description="Size at which an audit log is rotated (CIS 1.2.20); 1 GB in all."
+    audit_days: StrictInt = Field(default=30, ge=1, description="Days that audit logs are kept (CIS 1.2.18).")
+    audit_files: StrictInt = Field(default=10, ge=1, description="Rotated audit logs that are kept (CIS 1.2.19).")
+    audit_megabytes: StrictInt = Field(
+        default=100, ge=1, description="Size at which an audit log is rotated (CIS 1.2.20); 1 GB in all."
     )
 
-    max_pods: int = Field(
-        default=110, strict=True, ge=16, le=250, description="Pods a node; a node has a /24 of addresses."
-    )
-    pod_processes: int = Field(
-        default=4096, strict=True, ge=256, description="Processes a pod may have; a fork bomb stays in its pod."
+    max_pods: StrictInt = Field(default=110, ge=16, le=250, description="Pods a node; a node has a /24 of addresses.")
+    pod_processes: StrictInt = Field(
+        default=4096, ge=256, description="Processes a pod may have; a fork bomb stays in its pod."
     )
     eviction_hard: Mapping[EvictionSignal, Annotated[str, Field(pattern=r"^\d+(\.\d+)?([KMGT]i?|%)?$")]] = Field(
         default={
@@ -81,15 +75,14 @@ class Settings(RoleSettings):
         },
         description="When the kubelet evicts pods, before the kernel kills at random or the disk is full.",
     )
-    image_gc_high_percent: int = Field(
+    image_gc_high_percent: StrictInt = Field(
         default=80,
-        strict=True,
         ge=2,
         le=100,
         description="Disk usage at which unused images go; before eviction starts. 100: never.",
     )
-    image_gc_low_percent: int = Field(
-        default=70, strict=True, ge=1, le=99, description="Disk usage down to which unused images go."
+    image_gc_low_percent: StrictInt = Field(
+        default=70, ge=1, le=99, description="Disk usage down to which unused images go."
     )
     fail_cgroup_v1: bool = Field(
         default=True, description="Refuse nodes with cgroup v1, which Kubernetes only maintains any more."
@@ -99,16 +92,14 @@ class Settings(RoleSettings):
         description="The kubelet refuses to start if kernel parameters differ from what it expects, instead of "
         "changing them behind everybody's back (CIS 4.2.6). The node role sets them.",
     )
-    etcd_fsync_p99_ms: float = Field(
+    etcd_fsync_p99_ms: StrictFloat = Field(
         default=10,
-        strict=True,
         gt=0,
         description="Verified: 99 of 100 writes of etcd are on the disk within this many milliseconds. 10 is etcd's "
         "own advice; a slower disk makes it lose its leader under load.",
     )
-    conntrack_max_per_core: int = Field(
+    conntrack_max_per_core: StrictInt = Field(
         default=32768,
-        strict=True,
         ge=0,
         description="Connections tracked per core, kube-proxy's own default. 0: leave the kernel's value alone, for "
         "nodes that may not change it.",

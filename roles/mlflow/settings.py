@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
 from onprem_mlops.roles import (
     Bucket,
@@ -59,9 +59,8 @@ class Settings(RoleSettings):
         description="Who may log in, by account name. Each gets a password, the secret `user_<name>`; who is taken "
         "off the list can no longer log in, and what they made stays.",
     )
-    workers: int = Field(
+    workers: StrictInt = Field(
         default=1,
-        strict=True,
         ge=1,
         le=16,
         description="Processes that answer requests, on each node. One holds 250 MB and answers some dozen requests "
@@ -71,9 +70,8 @@ class Settings(RoleSettings):
         default="1536M",
         description="Memory that the service may use at most, page cache of artifacts on their way included.",
     )
-    deleted_runs_kept_days: int = Field(
+    deleted_runs_kept_days: StrictInt = Field(
         default=30,
-        strict=True,
         ge=1,
         description="Days after which a deleted run goes for good, with its artifacts. Until then it can be restored.",
     )

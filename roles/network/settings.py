@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from onprem_mlops.roles import Opening, RoleSettings
 from onprem_mlops.site import Node, Site
@@ -20,9 +20,8 @@ class Settings(RoleSettings):
     groups: ClassVar[tuple[str, ...]] = ("control_plane", "worker")
     requires: ClassVar[tuple[str, ...]] = ("kubernetes",)
 
-    mtu: int = Field(
+    mtu: StrictInt = Field(
         default=0,
-        strict=True,
         ge=0,
         le=9000,
         description="MTU of pods. 0: Calico takes the nodes' and leaves room for VXLAN.",
@@ -32,8 +31,8 @@ class Settings(RoleSettings):
         description="DNS servers that pods' questions for names outside the cluster and the site go to. None: such "
         "names do not exist; the platform needs no internet, and nothing leaks into it.",
     )
-    ready_seconds: int = Field(
-        default=300, strict=True, ge=30, description="How long the first start of the network may take on slow disks."
+    ready_seconds: StrictInt = Field(
+        default=300, ge=30, description="How long the first start of the network may take on slow disks."
     )
 
     def openings(self, site: Site, node: Node) -> Iterable[Opening]:

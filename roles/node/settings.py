@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, ByteSize, Field
+from pydantic import AfterValidator, ByteSize, Field, StrictInt
 
 from onprem_mlops.roles import ALL, Opening, RoleSettings
 from onprem_mlops.site import Node, Site
@@ -80,9 +80,8 @@ class Settings(RoleSettings):
     swap: bool = Field(
         False, description="Whether swap may be on. Off: a pod's memory limit means memory, and kubelet expects it."
     )
-    disk_free_percent: int = Field(
+    disk_free_percent: StrictInt = Field(
         5,
-        strict=True,
         ge=0,
         le=50,
         description="What verification wants left of each file system, of its space and of its entries for files. "
@@ -91,8 +90,8 @@ class Settings(RoleSettings):
     journal_size: JournalSize = Field(
         ByteSize(2 << 30), description="Disk space of the journal at most: weeks of a busy node's messages."
     )
-    journal_days: int = Field(
-        90, strict=True, ge=1, le=3650, description="Days after which messages go, whether there is space or not."
+    journal_days: StrictInt = Field(
+        90, ge=1, le=3650, description="Days after which messages go, whether there is space or not."
     )
     held_packages: tuple[str, ...] = Field(
         ("runc", "containerd", "haproxy", "keepalived"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from onprem_mlops.roles import Certificate, Opening, Problem, RoleSettings, Route, Secret, gateway_sources
 from onprem_mlops.site import Node, Site
@@ -33,18 +33,16 @@ class DataClass(_Strict):
     """How long the objects of a bucket are kept."""
 
     versioning: bool = Field(default=True, description="Keep what is overwritten or deleted.")
-    expire_days: int | None = Field(
-        default=None, strict=True, ge=1, description="Days after which an object goes. None: never."
+    expire_days: StrictInt | None = Field(
+        default=None, ge=1, description="Days after which an object goes. None: never."
     )
-    expire_old_versions_days: int | None = Field(
+    expire_old_versions_days: StrictInt | None = Field(
         default=30,
-        strict=True,
         ge=1,
         description="Days after which an overwritten or deleted version goes. None: never.",
     )
-    lock_days: int | None = Field(
+    lock_days: StrictInt | None = Field(
         default=None,
-        strict=True,
         ge=1,
         description="Days in which nobody but the administrator can remove a version. None: no lock. A bucket gets "
         "its lock when it is made, never later.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictInt
 
 from onprem_mlops.roles import ALL, Certificate, Database, Opening, Problem, RoleSettings, Secret
 from onprem_mlops.site import Node, Site
@@ -43,9 +43,8 @@ class Settings(RoleSettings):
         description="Memory that the server may use, its part of the page cache included. None: a quarter of the "
         "node's, since other services run beside it. A node that is only a database's may give it most of its own.",
     )
-    connections: int = Field(
+    connections: StrictInt = Field(
         200,
-        strict=True,
         ge=50,
         le=2000,
         description="Most connections at once. Each is a process, and another number is a restart: the default has "

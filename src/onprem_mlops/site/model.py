@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, StrictInt
 from pydantic_core.core_schema import ValidationInfo
 
 from onprem_mlops.errors import RequestError
@@ -115,7 +115,7 @@ class Ssh(Section):
         default="mlops",
         description="Account to log in with. Not root: what needs root goes through sudo and is logged.",
     )
-    port: int = Field(default=22, strict=True, ge=1, le=65535, description="Port of sshd on the nodes.")
+    port: StrictInt = Field(default=22, ge=1, le=65535, description="Port of sshd on the nodes.")
     key: Annotated[Path, BeforeValidator(_key_path)] = Field(
         default=Path("~/.ssh/id_ed25519"),
         description="Private key of that account, readable by you only; `~` is your home. "
@@ -168,7 +168,7 @@ class Gpu(Section):
     """GPUs of one model in a node."""
 
     model: str = Field(min_length=1, description="Model as its vendor names it, such as NVIDIA-L4.")
-    count: int = Field(default=1, strict=True, ge=1, le=32, description="How many of this model the node has.")
+    count: StrictInt = Field(default=1, ge=1, le=32, description="How many of this model the node has.")
     simulated: bool = Field(default=False, description="Not real hardware; shown as such wherever the GPU is named.")
 
 
