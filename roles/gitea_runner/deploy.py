@@ -167,6 +167,7 @@ def serve(ctx: Context[Settings]) -> None:
     _fewer(ctx)
     for unit in (PATHS.watch_unit, PATHS.watch_timer):
         files.content(f"unit {unit}", PATHS.unit(unit), ctx.render(f"{unit}.j2", **values))
+    systemd.reloaded("systemd knows the units")
     systemd.service("watch of the slots", PATHS.watch_timer, configuration=(PATHS.unit(PATHS.watch_timer),))
 
 
@@ -229,7 +230,8 @@ def _fewer(ctx: Context[Settings]) -> None:
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
     """Take the runner off. The cache can be filled again, and goes; actions and artifacts are Gitea's."""
-    systemd.gone("no watch of the slots", PATHS.watch_timer)
+    for unit in (PATHS.watch_timer, PATHS.watch_unit):
+        systemd.gone(f"no {unit}", unit)
     for slot in range(1, 33):
         if ctx.settings.capacity >= slot or probe(f"getent passwd {ctx.settings.user(slot)}").ok:
             systemd.gone(f"no slot {slot}", f"{SLOTS}{slot}.service")

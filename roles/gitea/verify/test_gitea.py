@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,6 @@ from roles.gitea.settings import Settings
 
 KNOWN_HOSTS = "git_known_hosts"
 CLIENT_SECONDS = 50
-PAGE = 50
-"""Entries of a list that Gitea gives at once."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +78,6 @@ class Service:
     def api(self) -> NodeApi:
         """Its API, as its administrator."""
         return NodeApi(self.host, f"{self.settings.endpoint(self.site)}/api/v1", self.settings.token_header)
-
-    def listed(self, path: str) -> list[Any]:
-        """All pages of a list of its API."""
-        found: list[Any] = []
-        for page in count(1):
-            part = self.api.ask("GET", f"{path}?limit={PAGE}&page={page}") or []
-            found += part
-            if len(part) < PAGE:
-                break
-        return found
 
     def configured(self, section: str, key: str) -> str:
         """A setting that it runs with: the file is made anew at each of its starts. Empty if it has none."""
@@ -345,7 +332,7 @@ def test_teams(service: Service, settings: Settings) -> None:
     if not any(organisation.teams for organisation in settings.organisations.values()):
         raise DoesNotApply("the site file names no teams")
     for owner, organisation in settings.organisations.items():
-        there = {team["name"]: team for team in service.listed(f"/orgs/{owner}/teams")}
+        there = {team["name"]: team for team in service.api.listed(f"/orgs/{owner}/teams")}
         for name, wanted in organisation.teams.items():
             assert name in there, f"organisation {owner} has no team {name}"
             team = there[name]
@@ -358,7 +345,7 @@ def test_teams(service: Service, settings: Settings) -> None:
             assert everywhere, f"{owner}/{name} is not for all of the organisation's repositories"
             creates = team["can_create_org_repo"]
             assert creates == wanted.creates_repositories, f"{owner}/{name} makes repositories: {creates}"
-            members = {one["login"] for one in service.listed(f"/teams/{team['id']}/members")}
+            members = {one["login"] for one in service.api.listed(f"/teams/{team['id']}/members")}
             assert members == set(wanted.members), f"in {owner}/{name} are {sorted(members)}, not {wanted.members}"
 
 

@@ -133,18 +133,24 @@ class Pushed:
 
     def ended(self, *names: str) -> dict[str, Any]:
         """These jobs by name, once they have ended. AssertionError if nothing happens any more before that."""
-        seen: dict[str, tuple[str, str]] = {}
+        said: dict[str, str] = {}
         end = time.monotonic() + QUIET_SECONDS
         while time.monotonic() < end:
-            jobs = {one["name"]: one for one in self.forge.ask("GET", f"{self.path}/actions/jobs?limit=50")["jobs"]}
+            jobs = {one["name"]: one for one in self.forge.listed(f"{self.path}/actions/jobs", "jobs")}
             if all(name in jobs and jobs[name]["status"] == "completed" for name in names):
                 return jobs
-            now = {name: (one["status"], one.get("runner_name") or "no slot") for name, one in jobs.items()}
-            if now != seen:
-                seen, end = now, time.monotonic() + QUIET_SECONDS
+            now = {name: self._state(one) for name, one in jobs.items()}
+            if now != said:
+                said, end = now, time.monotonic() + QUIET_SECONDS
             time.sleep(1)
-        states = ", ".join(f"{name}: {' at '.join(seen.get(name, ('never began',)))}" for name in names)
+        states = "; ".join(f"{name}: {said.get(name, 'never began')}" for name in names)
         raise AssertionError(f"nothing happened for {QUIET_SECONDS} s, and not all jobs have ended: {states}")
+
+    @staticmethod
+    def _state(job: dict[str, Any]) -> str:
+        """How far a job is."""
+        steps = sum(step["status"] == "completed" for step in job.get("steps") or ())
+        return f"{job['status']}, {steps} steps done, at {job.get('runner_name') or 'no slot'}"
 
     def log(self, job: dict[str, Any]) -> str:
         """What a job wrote."""
@@ -182,7 +188,7 @@ def canary(runner: NodeHost) -> Iterator[str]:
     secret = "/etc/onprem-gitea-runner-verify"  # noqa: S105
     pid = runner.check_output(
         f"umask 077; echo {text} >{secret}; umask 022; for at in {paths}; do echo {text} >$at; done; "
-        f"CANARY={text} setsid sh -c 'sleep 300; : {text}' >/dev/null 2>&1 & echo $!"
+        f"CANARY={text} setsid sh -c 'sleep 1800; : {text}' >/dev/null 2>&1 & echo $!"
     ).strip()
     try:
         yield text
@@ -320,16 +326,16 @@ def test_job_leaves_nothing(hostile: dict[str, str], runner: NodeHost, pushed: P
 def test_registration_is_for_one_job(forge: NodeApi, jobs: dict[str, Any], settings: Settings, site: Site) -> None:
     """Every slot waits with a registration of its own that is good for one job."""
     slots = {f"{node.name}-{slot}" for node in settings.hosts(site) for slot in settings.slots}
+    known: dict[str, bool] = {}
 
-    def registered() -> dict[str, bool]:
-        found = forge.ask("GET", "/admin/actions/runners?limit=50")["runners"]
-        return {one["name"]: bool(one.get("ephemeral")) for one in found if one["name"] in slots}
+    def all_known() -> bool:
+        # Between two jobs a slot has none, and other people's jobs go on meanwhile.
+        found = forge.listed("/admin/actions/runners", "runners")
+        known.update({one["name"]: bool(one.get("ephemeral")) for one in found if one["status"] == "online"})
+        return slots <= known.keys()
 
-    # Between two jobs a slot has none.
-    until(lambda: registered().keys() == slots, 60, every=1)
-    found = registered()
-    assert found.keys() == slots, f"Gitea does not know these slots: {', '.join(sorted(slots - found.keys()))}"
-    lasting = [name for name, once in found.items() if not once]
+    assert until(all_known, 60, every=1), f"no runner asks for jobs at: {', '.join(sorted(slots - known.keys()))}"
+    lasting = sorted(name for name in slots if not known[name])
     assert not lasting, f"runners that take more than one job: {', '.join(lasting)}"
 
 

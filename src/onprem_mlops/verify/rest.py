@@ -6,12 +6,15 @@ import base64
 import json
 import shlex
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from onprem_mlops.verify.backend import NodeHost
 
 SYSTEM_STORE = "/etc/ssl/certs/ca-certificates.crt"
 """Authorities that a node trusts, the site's among them."""
+PAGE = 50
+"""Entries of a list that Gitea gives at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,19 @@ class NodeApi:
         """The answer as JSON; None if it is empty."""
         answer = self.fetch(method, path, body, login)
         return json.loads(answer) if answer.strip() else None
+
+    def listed(self, path: str, within: str = "") -> list[Any]:
+        """All pages of a list, as Gitea cuts it into pages.
+
+        Args:
+            path: below the API's address.
+            within: the field of the answer that the list is in; empty if the answer is the list.
+        """
+        found: list[Any] = []
+        for page in count(1):
+            answer = self.ask("GET", f"{path}?limit={PAGE}&page={page}")
+            part: list[Any] = (answer[within] if within else answer) or []
+            found += part
+            if len(part) < PAGE:
+                break
+        return found

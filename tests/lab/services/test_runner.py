@@ -1,4 +1,4 @@
-"""Slots that take jobs whatever befalls Gitea: one that answers late, and one that has forgotten them."""
+"""Slots that take jobs whatever befalls Gitea: one that answers late, one that has forgotten them, one that cancels."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ from tests.lab.sites import TestSite
 
 pytestmark = pytest.mark.lab
 
-WORKFLOW = "on: [push]\njobs:\n  works:\n    runs-on: s1\n    steps:\n      - run: echo done\n"
-SLOTS = "/usr/bin/systemctl {} onprem-gitea-runner@1 onprem-gitea-runner@2"
+SLOTS = {"s1-1", "s1-2"}
+SYSTEMCTL = "/usr/bin/systemctl {} onprem-gitea-runner@1 onprem-gitea-runner@2"
+SECONDS = 240
+"""The slots are looked at once a minute, those that are at work twice."""
 
 
 @pytest.fixture
 def repository(gitea: Client) -> Iterator[str]:
-    """Where the API has a repository of one workflow, which a push runs; gone at the end."""
-    new = {"name": uuid.uuid4().hex[:8], "auto_init": True, "private": True, "default_branch": "main"}
-    at = f"/api/v1/repos/{gitea.must('POST', '/api/v1/user/repos', new)['full_name']}"
+    """Where the API has a repository that nobody else uses; gone at the end."""
+    at = new_repository(gitea)
     yield at
     gitea.must("DELETE", at)
 
 
-def push(gitea: Client, at: str) -> None:
-    """A commit, and with it a run."""
-    content = base64.b64encode(WORKFLOW.encode()).decode()
-    change = {"content": content, "message": "a job", "branch": "main"}
+def new_repository(gitea: Client) -> str:
+    new = {"name": uuid.uuid4().hex[:8], "auto_init": True, "private": True, "default_branch": "main"}
+    return f"/api/v1/repos/{gitea.must('POST', '/api/v1/user/repos', new)['full_name']}"
+
+
+def push(gitea: Client, at: str, command: str = "echo done") -> None:
+    """A workflow of one job, which its own commit runs."""
+    text = f"on: [push]\njobs:\n  works:\n    runs-on: s1\n    steps:\n      - run: {command}\n"
+    change = {"content": base64.b64encode(text.encode()).decode(), "message": "a job", "branch": "main"}
     gitea.must("POST", f"{at}/contents/.gitea/workflows/works.yaml", change)
     comes_back(lambda: job(gitea, at))
 
@@ -50,25 +56,59 @@ def succeeds(gitea: Client, at: str) -> None:
         found = job(gitea, at)
         assert (found["status"], found.get("conclusion")) == ("completed", "success"), f"it is {found['status']}"
 
-    # A slot is looked at once a minute.
-    comes_back(ended, 240)
+    comes_back(ended, SECONDS)
+
+
+def waiting(gitea: Client, *gone: int) -> set[int]:
+    """The runners that wait for jobs at all slots, none of them one of those that are gone."""
+    found = gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]
+    new = {one["name"]: one["id"] for one in found if one["status"] == "online" and one["id"] not in gone}
+    assert new.keys() >= SLOTS, f"only {sorted(new)} wait for jobs"
+    return {new[name] for name in SLOTS}
 
 
 def test_a_job_that_gitea_hands_out_late_is_run(site: TestSite, gitea: Client, repository: str) -> None:
     """Gitea gives a job away, then writes its status, then answers: whoever has gone by then has lost the job."""
-    site.on("s1", SLOTS.format("stop"))
+    held = (
+        "select 1 from pg_locks where relation = 'commit_status'::regclass and mode = 'AccessExclusiveLock' and granted"
+    )
+    site.on("s1", SYSTEMCTL.format("stop"))
     try:
         push(gitea, repository)
-        late = "begin; lock table commit_status; select pg_sleep(12); commit"
+        late = "begin; lock table commit_status; select pg_sleep(15); commit"
         site.on("s1", f"cd /; systemd-run -q --uid=postgres psql -qXc '{late}' gitea")
+
+        def locked() -> None:
+            assert site.on("s1", f'cd /; runuser -u postgres -- psql -qXAtc "{held}" gitea') == "1"
+
+        comes_back(locked, 10)
     finally:
-        site.on("s1", SLOTS.format("start"))
+        site.on("s1", SYSTEMCTL.format("start"))
     succeeds(gitea, repository)
 
 
-def test_a_slot_that_gitea_has_forgotten_registers_again(site: TestSite, gitea: Client, repository: str) -> None:
+def test_slots_that_gitea_has_forgotten_begin_anew(gitea: Client, repository: str) -> None:
     """A runner that was deleted by hand, or is missing in a restored database, is no end of its slot."""
-    for one in gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]:
-        gitea.must("DELETE", f"/api/v1/admin/actions/runners/{one['id']}")
+    old = comes_back(lambda: waiting(gitea))
+    for one in old:
+        gitea.must("DELETE", f"/api/v1/admin/actions/runners/{one}")
     push(gitea, repository)
     succeeds(gitea, repository)
+    comes_back(lambda: waiting(gitea, *old), SECONDS)
+
+
+def test_a_job_that_is_nobodys_any_more_frees_its_slot(gitea: Client) -> None:
+    """Gitea does not tell a runner that its job was cancelled, by hand or with its repository: it forgets both."""
+    comes_back(lambda: waiting(gitea))
+    at = new_repository(gitea)
+    push(gitea, at, "sleep 3600")
+
+    def at_work() -> int:
+        found = gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]
+        busy = [one["id"] for one in found if one["busy"]]
+        assert len(busy) == 1, f"{len(busy)} runners are at work"
+        return int(busy[0])
+
+    runner = comes_back(at_work)
+    gitea.must("DELETE", at)
+    comes_back(lambda: waiting(gitea, runner), SECONDS)
