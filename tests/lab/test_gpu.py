@@ -196,6 +196,20 @@ def test_a_second_deploy_changes_nothing(site: TestSite) -> None:
     assert second["changed"] == 0, [step for step in second["steps"] if step["changed"]]
 
 
+def test_a_node_that_starts_no_containers_is_named(site: TestSite) -> None:
+    """Its cards are all right: that is not what the checks complain about."""
+    site.on("g1", "systemctl stop containerd")
+    try:
+        site.kubectl("wait", "--for=condition=Ready=False", "node/g1", "--timeout=150s")
+        found = site.json("verify", "--role", "gpu", code=2)["checks"]
+        assert "failed" not in {one["outcome"] for one in found}
+        why = [one["message"] for one in found if one["outcome"] == "not_checked"]
+        assert len(why) == 2 and all(one.startswith("node g1 is not ready: ") for one in why), why
+    finally:
+        site.run("deploy", "infrastructure").must()
+    site.kubectl("wait", "--for=condition=Ready", "node/g1", "--timeout=60s")
+
+
 def test_a_wrong_pin_is_refused_and_nothing_touched(site: TestSite) -> None:
     before = boot(site, "g1")
     for wrong in ({"driver": "535.999.99"}, {"kernel": "6.1.0-99-amd64"}):

@@ -42,6 +42,14 @@ class Place:
         said = [*(one.get("message", "") for one in status.get("conditions", ())), *waiting, status.get("message", "")]
         return "; ".join(dict.fromkeys(one for one in said if one))
 
+    def unready(self, pod: str) -> str:
+        """Why the node that a pod is for runs none; empty if it does, or if any node will do."""
+        spec = self.cluster.get(f"{self.pods}/{pod}")["spec"]
+        name = spec.get("nodeName") or spec.get("nodeSelector", {}).get("kubernetes.io/hostname")
+        conditions = self.cluster.get(f"/api/v1/nodes/{name}")["status"]["conditions"] if name else ()
+        said = [one.get("message", "") for one in conditions if one["type"] == "Ready" and one["status"] != "True"]
+        return "".join(f"node {name} is not ready: {one}" for one in said)
+
 
 def pod(name: str, *, gpus: int | None = None, node: str = "", on: str = "", tolerates: bool = False) -> dict[str, Any]:
     """A pod without any privilege.
@@ -78,6 +86,10 @@ def pod(name: str, *, gpus: int | None = None, node: str = "", on: str = "", tol
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
+class AllInUse(NotChecked):
+    """Other people's work has the cards: no fault of the platform."""
+
+
 @pytest.fixture(scope="module")
 def place(cluster: Cluster) -> Iterator[Place]:
     """A namespace of its own."""
@@ -100,13 +112,18 @@ def started(place: Place) -> Iterator[Callable[[dict[str, Any]], str]]:
         def is_settled() -> bool:
             return place.phase(name) in ("Running", "Failed")
 
+        def is_hopeless() -> bool:
+            return BUSY in place.why(name) or bool(place.unready(name))
+
         # What a check before this one gave back may take a moment to be known.
         if not until(is_settled, BUSY_SECONDS, 0.5):
-            until(lambda: is_settled() or BUSY in place.why(name), START_SECONDS - BUSY_SECONDS, 0.5)
+            until(lambda: is_settled() or is_hopeless(), START_SECONDS - BUSY_SECONDS, 0.5)
         if place.phase(name) != "Running":
             why = place.why(name)
             if BUSY in why:
-                raise NotChecked(f"all GPUs are in use: {why}", "Verify again once one is free.")
+                raise AllInUse(f"all GPUs are in use: {why}", "Verify again once one is free.")
+            if unready := place.unready(name):
+                raise NotChecked(unready, "`./mlops deploy infrastructure` lays down again what the node lacks.")
             raise AssertionError(f"pod {name} does not run after {START_SECONDS} s: {why}")
         return name
 
@@ -195,12 +212,12 @@ def test_pod_sees_what_it_asked_for(
     record_property: Callable[[str, object], None],
 ) -> None:
     """A pod that asks for one GPU sees exactly one; where cards are real, NVML in the pod says so."""
-    busy: list[NotChecked] = []
+    busy: list[AllInUse] = []
     seen: list[str] = []
     for node in one_of_each(place.cluster, site, settings):
         try:
             name = started(pod(f"one-{node.name}", gpus=1, on=node.name))
-        except NotChecked as all_in_use:
+        except AllInUse as all_in_use:
             busy.append(all_in_use)
             continue
         said = place.cluster.exec(place.name, name, "bash", "-c", SEEN).stdout.split("\n")
