@@ -230,18 +230,16 @@ def _fewer(ctx: Context[Settings]) -> None:
 @removal(on=ON)
 def remove(ctx: Context[Settings]) -> None:
     """Take the runner off. The cache can be filled again, and goes; actions and artifacts are Gitea's."""
-    for unit in (PATHS.watch_timer, PATHS.watch_unit):
-        systemd.gone(f"no {unit}", unit)
     for slot in range(1, 33):
         if ctx.settings.capacity >= slot or probe(f"getent passwd {ctx.settings.user(slot)}").ok:
             systemd.gone(f"no slot {slot}", f"{SLOTS}{slot}.service")
             server.no_user(f"no account of slot {slot}", ctx.settings.user(slot))
-    units = (PATHS.proxy_socket, PATHS.proxy_unit, PATHS.cache_unit, PATHS.network_unit)
+    watch = (PATHS.watch_timer, PATHS.watch_unit)
+    units = (*watch, PATHS.proxy_socket, PATHS.proxy_unit, PATHS.cache_unit, PATHS.network_unit)
     for unit in units:
         systemd.gone(f"no {unit}", unit)
     network.no_ruleset("no packet filter of jobs", PATHS.rules, PATHS.table)
-    laid_down = (*units, PATHS.watch_unit, PATHS.watch_timer)
-    files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in laid_down))
+    files.absent("no units", SLOT_UNIT, *(PATHS.unit(unit) for unit in units))
     for path in (PATHS.configuration, PATHS.programs, ctx.settings.data, ctx.settings.cache):
         files.absent(f"no {PurePosixPath(path).name}", path, recursive=True)
     files.absent("no folders of slots", "/run/onprem-gitea-runner", recursive=True)

@@ -70,11 +70,15 @@ def metrics(mlflow: Client) -> Writer:
     return Writer("metrics", write, read)
 
 
+def new_repository(gitea: Client) -> str:
+    """Where the API has a private repository that nobody else uses."""
+    new = {"name": uuid.uuid4().hex[:8], "auto_init": True, "private": True, "default_branch": "main"}
+    return f"/api/v1/repos/{gitea.must('POST', '/api/v1/user/repos', new)['full_name']}"
+
+
 def files(gitea: Client) -> Writer:
     """Commits, one a file."""
-    name = uuid.uuid4().hex[:8]
-    new = {"name": name, "auto_init": True, "private": True, "default_branch": "main"}
-    at = f"/api/v1/repos/{gitea.must('POST', '/api/v1/user/repos', new)['full_name']}"
+    at = new_repository(gitea)
 
     def read() -> set[int]:
         tree = gitea.must("GET", f"{at}/git/trees/main?per_page=10000")["tree"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.lab.clients import Client
-from tests.lab.services.at_work import comes_back
+from tests.lab.services.at_work import comes_back, new_repository
 from tests.lab.sites import TestSite
 
 pytestmark = pytest.mark.lab
@@ -27,11 +26,6 @@ def repository(gitea: Client) -> Iterator[str]:
     at = new_repository(gitea)
     yield at
     gitea.must("DELETE", at)
-
-
-def new_repository(gitea: Client) -> str:
-    new = {"name": uuid.uuid4().hex[:8], "auto_init": True, "private": True, "default_branch": "main"}
-    return f"/api/v1/repos/{gitea.must('POST', '/api/v1/user/repos', new)['full_name']}"
 
 
 def push(gitea: Client, at: str, command: str = "echo done") -> None:
@@ -59,10 +53,15 @@ def succeeds(gitea: Client, at: str) -> None:
     comes_back(ended, SECONDS)
 
 
+def runners(gitea: Client) -> list[dict[str, Any]]:
+    """All that Gitea knows."""
+    found: list[dict[str, Any]] = gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]
+    return found
+
+
 def waiting(gitea: Client, *gone: int) -> set[int]:
     """The runners that wait for jobs at all slots, none of them one of those that are gone."""
-    found = gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]
-    new = {one["name"]: one["id"] for one in found if one["status"] == "online" and one["id"] not in gone}
+    new = {one["name"]: one["id"] for one in runners(gitea) if one["status"] == "online" and one["id"] not in gone}
     assert new.keys() >= SLOTS, f"only {sorted(new)} wait for jobs"
     return {new[name] for name in SLOTS}
 
@@ -104,8 +103,7 @@ def test_a_job_that_is_nobodys_any_more_frees_its_slot(site: TestSite, gitea: Cl
     push(gitea, at, "sleep 3600")
 
     def at_work() -> int:
-        found = gitea.must("GET", "/api/v1/admin/actions/runners?limit=50")["runners"]
-        busy = [one["id"] for one in found if one["busy"]]
+        busy = [one["id"] for one in runners(gitea) if one["busy"]]
         assert len(busy) == 1, f"{len(busy)} runners are at work"
         return int(busy[0])
 
